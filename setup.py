@@ -1,0 +1,61 @@
+"""The compiled kernels; everything else about the package stands in setup.cfg.
+
+Both libraries use LibTorch's stable ABI, so one wheel serves every Python >= 3.10 and torch >= 2.10. ``_C`` (schemas
+and CPU kernels) is always built, ``_cuda`` when nvcc and a CUDA build of torch are there. Environment: ``VRWKV_CUDA=0``
+leaves CUDA out, ``VRWKV_CUDA=1`` insists on it; ``TORCH_CUDA_ARCH_LIST`` chooses the architectures.
+"""
+
+import os
+from glob import glob
+from pathlib import Path
+
+from setuptools import setup
+
+if "CUDA_HOME" not in os.environ and Path("/usr/local/cuda/bin/nvcc").is_file():
+    os.environ["CUDA_HOME"] = "/usr/local/cuda"  # torch would follow whatever `nvcc` comes first on PATH
+
+import torch
+from torch.utils import cpp_extension
+
+STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030a0000"]
+CXX_FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wno-psabi", "-g0", *STABLE_ABI]
+CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+
+
+def build_cuda() -> bool:
+    """Whether to build the CUDA kernels; an explicit VRWKV_CUDA=1 that cannot be met is an error."""
+    wanted = os.environ.get("VRWKV_CUDA", "auto")
+    if wanted not in ("auto", "0", "1"):
+        raise SystemExit(f"VRWKV_CUDA must be auto, 0 or 1, got {wanted!r}")
+    possible = torch.version.cuda is not None and cpp_extension.CUDA_HOME is not None
+    if wanted == "1" and not possible:
+        raise SystemExit(
+            f"VRWKV_CUDA=1 needs a CUDA build of torch (found {torch.__version__}) and nvcc "
+            f"(CUDA_HOME is {cpp_extension.CUDA_HOME}): install them, or leave VRWKV_CUDA unset"
+        )
+    return possible and wanted != "0"
+
+
+extensions = [
+    cpp_extension.CppExtension(
+        "vrwkv._C",
+        sorted(glob("vrwkv/ops/*/*.cpp")),
+        depends=glob("vrwkv/ops/**/*.h", recursive=True),
+        extra_compile_args={"cxx": CXX_FLAGS},
+        py_limited_api=True,
+    )
+]
+if build_cuda():
+    if not torch.cuda.is_available():  # torch would compile for every architecture that it knows
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+    extensions.append(
+        cpp_extension.CUDAExtension(
+            "vrwkv._cuda",
+            sorted(glob("vrwkv/ops/*/*.cu")),
+            depends=glob("vrwkv/ops/**/*.cuh", recursive=True),
+            extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3", "-std=c++17", *STABLE_ABI]},
+            py_limited_api=True,
+        )
+    )
+
+setup(ext_modules=extensions, cmdclass={"build_ext": cpp_extension.BuildExtension})
