@@ -1,0 +1,128 @@
+"""Q-Shift, the quad-directional token shift of Vision-RWKV (arXiv 2403.02308, equations 4 and 5), alone and mixed."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vrwkv.ops import _checks, _extension
+from vrwkv.ops.q_shift import torch_impl
+
+__all__ = ["q_shift", "q_shift_mix"]
+
+
+def _check(op: str, x: Tensor, patch_resolution: tuple[int, int], shift_pixel: int, channel_gamma: float) -> None:
+    _checks.check_tokens(op, "x", x)
+    height, width = patch_resolution
+    if height * width != x.shape[1] or min(height, width) < 0:
+        raise ValueError(
+            f"{op}: patch_resolution (H, W) must satisfy H * W = T = {x.shape[1]}, got {(height, width)} "
+            f"for x of shape {tuple(x.shape)}"
+        )
+    if shift_pixel < 0:
+        raise ValueError(f"{op}: shift_pixel must be >= 0, got {shift_pixel}")
+    if not 0 <= channel_gamma <= 0.25:
+        raise ValueError(f"{op}: channel_gamma must lie in [0, 1/4], four groups share the channels, "
+                         f"got {channel_gamma}")  # fmt: skip
+
+
+def q_shift(x: Tensor, patch_resolution: tuple[int, int], shift_pixel: int = 1, channel_gamma: float = 1 / 4) -> Tensor:
+    """Move four groups of channels by ``shift_pixel`` on the (H, W) grid of tokens.
+
+    With bounds ``b_i = int(C * channel_gamma * i)``, channels ``[0, b_1)`` take the value of the pixel to the left,
+    ``[b_1, b_2)`` to the right, ``[b_2, b_3)`` above and ``[b_3, b_4)`` below; the rest stay. Zeros come in at the
+    border.
+
+    Args:
+        x: tokens, ``(B, T, C)``, fp16, bf16, fp32 or fp64, row by row.
+        patch_resolution: the grid ``(H, W)`` with ``H * W = T``.
+        shift_pixel: distance in pixels.
+        channel_gamma: share of the channels in each group, at most 1/4.
+
+    Returns:
+        ``(B, T, C)`` in ``x``'s dtype, differentiable.
+
+    Raises:
+        ValueError: the grid does not hold T tokens, or another argument is out of range.
+        TypeError: the dtype is not supported.
+    """
+    _check("q_shift", x, patch_resolution, shift_pixel, channel_gamma)
+    implementation = torch.ops.vrwkv.q_shift if _extension.is_native(x) else torch_impl.q_shift
+    return implementation(x, *patch_resolution, shift_pixel, channel_gamma)
+
+
+def q_shift_mix(
+    x: Tensor,
+    mixes: Sequence[Tensor],
+    patch_resolution: tuple[int, int],
+    shift_pixel: int = 1,
+    channel_gamma: float = 1 / 4,
+) -> tuple[Tensor, ...]:
+    """``x * m + q_shift(x) * (1 - m)`` for every ``m`` in ``mixes``, reading ``x`` once.
+
+    Args:
+        x: tokens, ``(B, T, C)``, fp16, bf16, fp32 or fp64.
+        mixes: share of the token itself per channel, each ``(C,)`` and floating.
+        patch_resolution, shift_pixel, channel_gamma: as in :func:`q_shift`.
+
+    Returns:
+        One ``(B, T, C)`` per mix in ``x``'s dtype, computed in fp32 (fp64 for fp64 input), differentiable in ``x`` and
+        ``mixes``.
+
+    Raises:
+        ValueError: a shape, device or argument does not fit.
+        TypeError: a dtype is not supported.
+    """
+    _check("q_shift_mix", x, patch_resolution, shift_pixel, channel_gamma)
+    accumulate = torch.float64 if x.dtype == torch.float64 else torch.float32
+    for index, mix in enumerate(mixes):
+        _checks.check_per_channel("q_shift_mix", f"mixes[{index}]", mix, "x", x)
+    mixes = [mix.to(accumulate) for mix in mixes]
+    implementation = torch.ops.vrwkv.q_shift_mix if _extension.is_native(x) else torch_impl.q_shift_mix
+    return tuple(implementation(x, mixes, *patch_resolution, shift_pixel, channel_gamma))
+
+
+if _extension.NATIVE_DEVICES:
+
+    @torch.library.register_fake("vrwkv::q_shift")
+    def _(x: Tensor, height: int, width: int, shift_pixel: int, channel_gamma: float) -> Tensor:
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    @torch.library.register_fake("vrwkv::q_shift_mix")
+    def _(
+        x: Tensor, mixes: list[Tensor], height: int, width: int, shift_pixel: int, channel_gamma: float
+    ) -> list[Tensor]:
+        return [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in mixes]
+
+    @torch.library.register_fake("vrwkv::_q_shift_mix_backward")
+    def _(
+        grads: list[Tensor],
+        x: Tensor,
+        mixes: list[Tensor],
+        height: int,
+        width: int,
+        shift_pixel: int,
+        channel_gamma: float,
+    ) -> tuple[Tensor, list[Tensor]]:
+        return torch.empty_like(x, memory_format=torch.contiguous_format), [torch.empty_like(mix) for mix in mixes]
+
+    def _setup_shift(ctx, inputs, output) -> None:
+        ctx.arguments = inputs[1:]
+
+    def _shift_backward(ctx, grad: Tensor):
+        height, width, shift_pixel, channel_gamma = ctx.arguments
+        # The adjoint of a shift that drops what leaves the grid is the shift the other way.
+        return torch.ops.vrwkv.q_shift(grad, height, width, -shift_pixel, channel_gamma), None, None, None, None
+
+    def _setup_mix(ctx, inputs, output) -> None:
+        x, mixes, *ctx.arguments = inputs
+        ctx.save_for_backward(x, *mixes)
+
+    def _mix_backward(ctx, grads: list[Tensor | None]):
+        x, *mixes = ctx.saved_tensors
+        grads = [torch.zeros_like(x) if grad is None else grad for grad in grads]
+        grad_x, grad_mixes = torch.ops.vrwkv._q_shift_mix_backward(grads, x, mixes, *ctx.arguments)
+        return grad_x, grad_mixes, None, None, None, None
+
+    torch.library.register_autograd("vrwkv::q_shift", _shift_backward, setup_context=_setup_shift)
+    torch.library.register_autograd("vrwkv::q_shift_mix", _mix_backward, setup_context=_setup_mix)

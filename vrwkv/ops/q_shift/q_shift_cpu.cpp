@@ -1,0 +1,259 @@
+// Q-Shift on the CPU, alone and fused with its mixes; the definition stands in __init__.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/Dispatch_v2.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "../cpu_simd.h"
+
+namespace vrwkv {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename Scalar>
+using Accumulate = std::conditional_t<std::is_same_v<Scalar, double>, double, float>;
+
+constexpr int kGroups = 5;       // left, right, above, below, and the channels that stay
+constexpr int64_t kChunk = 128;  // tokens of one task; fixed, so that sums do not depend on the number of threads
+
+// The grid and, for each group of channels, its bounds and how many tokens away its source lies.
+struct Grid {
+  int64_t height, width, channels, shift;
+  std::array<int64_t, kGroups + 1> bounds;
+
+  Grid(int64_t height, int64_t width, int64_t channels, int64_t shift, double gamma)
+      : height(height), width(width), channels(channels), shift(shift) {
+    for (int i = 0; i < kGroups; ++i) bounds[i] = static_cast<int64_t>(channels * gamma * i);
+    bounds[kGroups] = channels;
+  }
+
+  // Index of the token that `group` of `token` reads, -1 outside the grid; `direction` -1 asks who reads `token`.
+  VRWKV_INLINE int64_t source(int64_t token, int group, int64_t direction) const {
+    const int64_t column = token % width, row = token / width % height, s = shift * direction;
+    const auto inside = [](int64_t position, int64_t size) { return position >= 0 && position < size; };
+    switch (group) {
+      case 0:
+        return inside(column - s, width) ? token - s : -1;
+      case 1:
+        return inside(column + s, width) ? token + s : -1;
+      case 2:
+        return inside(row - s, height) ? token - s * width : -1;
+      case 3:
+        return inside(row + s, height) ? token + s * width : -1;
+      default:
+        return token;
+    }
+  }
+};
+
+void shift_tokens(const Grid& grid, size_t element, const char* x, char* out, int64_t begin, int64_t end) {
+  for (int64_t token = begin; token < end; ++token) {
+    for (int group = 0; group < kGroups; ++group) {
+      const int64_t source = grid.source(token, group, 1);
+      const size_t size = (grid.bounds[group + 1] - grid.bounds[group]) * element;
+      char* to = out + (token * grid.channels + grid.bounds[group]) * element;
+      if (source < 0) {
+        std::memset(to, 0, size);
+      } else {
+        std::memcpy(to, x + (source * grid.channels + grid.bounds[group]) * element, size);
+      }
+    }
+  }
+}
+
+// Rows of zeros stand in for tokens outside the grid, so that the loops over channels have no branch.
+template <typename Scalar>
+struct MixTokens {
+  using Real = Accumulate<Scalar>;
+  template <int Bytes>
+  static VRWKV_INLINE void run(const Grid& grid, const Scalar* zeros, const Scalar* x,
+                               const std::vector<const Real*>& mixes, const std::vector<Scalar*>& outs, int64_t begin,
+                               int64_t end) {
+    for (int64_t token = begin; token < end; ++token) {
+      const Scalar* own = x + token * grid.channels;
+      for (int group = 0; group < kGroups; ++group) {
+        const int64_t source = grid.source(token, group, 1);
+        const Scalar* other = source < 0 ? zeros : x + source * grid.channels;
+        for (size_t j = 0; j < mixes.size(); ++j) {
+          const Real* mix = mixes[j];
+          Scalar* out = outs[j] + token * grid.channels;
+          for (int64_t c = grid.bounds[group]; c < grid.bounds[group + 1]; ++c) {
+            const Real shifted = other[c];
+            out[c] = static_cast<Scalar>(shifted + (static_cast<Real>(own[c]) - shifted) * mix[c]);
+          }
+        }
+      }
+    }
+  }
+};
+
+// grad_x collects from the token itself and from the token that reads it; `partials` (mixes, C) receives this chunk's
+// sums of grad * (x - shifted).
+template <typename Scalar>
+struct MixTokensBackward {
+  using Real = Accumulate<Scalar>;
+  template <int Bytes>
+  static VRWKV_INLINE void run(const Grid& grid, const Scalar* zeros, const Scalar* x,
+                               const std::vector<const Real*>& mixes, const std::vector<const Scalar*>& grads,
+                               Scalar* grad_x, Real* partials, int64_t begin, int64_t end) {
+    const int64_t channels = grid.channels;
+    std::fill(partials, partials + mixes.size() * channels, Real(0));
+    std::vector<Real> sum(channels);
+    for (int64_t token = begin; token < end; ++token) {
+      std::fill(sum.begin(), sum.end(), Real(0));
+      for (int group = 0; group < kGroups; ++group) {
+        const int64_t source = grid.source(token, group, 1), reader = grid.source(token, group, -1);
+        const Scalar* own = x + token * channels;
+        const Scalar* other = source < 0 ? zeros : x + source * channels;
+        for (size_t j = 0; j < mixes.size(); ++j) {
+          const Real* mix = mixes[j];
+          const Scalar* grad = grads[j] + token * channels;
+          const Scalar* grad_reader = reader < 0 ? zeros : grads[j] + reader * channels;
+          Real* partial = partials + j * channels;
+          for (int64_t c = grid.bounds[group]; c < grid.bounds[group + 1]; ++c) {
+            const Real g = grad[c], g_reader = grad_reader[c];
+            sum[c] += g_reader + (g - g_reader) * mix[c];
+            partial[c] += g * (static_cast<Real>(own[c]) - static_cast<Real>(other[c]));
+          }
+        }
+      }
+      for (int64_t c = 0; c < channels; ++c) grad_x[token * channels + c] = static_cast<Scalar>(sum[c]);
+    }
+  }
+};
+
+// Call function(chunk, begin, end) for chunks of kChunk tokens, in parallel.
+template <typename Function>
+void each_chunk(int64_t tokens, const Function& function) {
+  torch::stable::parallel_for(0, (tokens + kChunk - 1) / kChunk, 1, [&](int64_t first, int64_t last) {
+    for (int64_t chunk = first; chunk < last; ++chunk) {
+      function(chunk, chunk * kChunk, std::min((chunk + 1) * kChunk, tokens));
+    }
+  });
+}
+
+template <typename Scalar, typename Real = Accumulate<Scalar>>
+void mix_forward(const Grid& grid, int64_t tokens, const Scalar* x, const std::vector<const Real*>& mixes,
+                 const std::vector<Scalar*>& outs) {
+  static const auto function =
+      Dispatch<MixTokens<Scalar>, const Grid&, const Scalar*, const Scalar*, const std::vector<const Real*>&,
+               const std::vector<Scalar*>&, int64_t, int64_t>::pick();
+  const std::vector<Scalar> zeros(grid.channels, Scalar(0));
+  each_chunk(tokens,
+             [&](int64_t, int64_t begin, int64_t end) { function(grid, zeros.data(), x, mixes, outs, begin, end); });
+}
+
+template <typename Scalar, typename Real = Accumulate<Scalar>>
+void mix_backward(const Grid& grid, int64_t tokens, const Scalar* x, const std::vector<const Real*>& mixes,
+                  const std::vector<const Scalar*>& grads, Scalar* grad_x, const std::vector<Real*>& grad_mixes) {
+  static const auto function =
+      Dispatch<MixTokensBackward<Scalar>, const Grid&, const Scalar*, const Scalar*, const std::vector<const Real*>&,
+               const std::vector<const Scalar*>&, Scalar*, Real*, int64_t, int64_t>::pick();
+  const std::vector<Scalar> zeros(grid.channels, Scalar(0));
+  const int64_t chunks = (tokens + kChunk - 1) / kChunk, size = mixes.size() * grid.channels;
+  const std::unique_ptr<Real[]> partials(new Real[chunks * size]);
+  each_chunk(tokens, [&](int64_t chunk, int64_t begin, int64_t end) {
+    function(grid, zeros.data(), x, mixes, grads, grad_x, &partials[chunk * size], begin, end);
+  });
+  for (size_t j = 0; j < mixes.size(); ++j) {
+    std::vector<double> sum(grid.channels, 0.0);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const Real* partial = &partials[chunk * size + j * grid.channels];
+      for (int64_t c = 0; c < grid.channels; ++c) sum[c] += partial[c];
+    }
+    std::copy(sum.begin(), sum.end(), grad_mixes[j]);
+  }
+}
+
+std::vector<Tensor> contiguous_all(const std::vector<Tensor>& tensors) {
+  std::vector<Tensor> result;
+  for (const Tensor& tensor : tensors) result.push_back(contiguous(tensor));
+  return result;
+}
+
+std::vector<Tensor> empty_like_all(const std::vector<Tensor>& tensors) {
+  std::vector<Tensor> result;
+  for (const Tensor& tensor : tensors) result.push_back(torch::stable::empty_like(tensor));
+  return result;
+}
+
+template <typename Scalar>
+std::vector<const Scalar*> pointers(const std::vector<Tensor>& tensors) {
+  std::vector<const Scalar*> result;
+  for (const Tensor& tensor : tensors) result.push_back(tensor.const_data_ptr<Scalar>());
+  return result;
+}
+
+template <typename Scalar>
+std::vector<Scalar*> mutable_pointers(const std::vector<Tensor>& tensors) {
+  std::vector<Scalar*> result;
+  for (const Tensor& tensor : tensors) result.push_back(tensor.mutable_data_ptr<Scalar>());
+  return result;
+}
+
+Tensor q_shift(const Tensor& x, int64_t height, int64_t width, int64_t shift_pixel, double channel_gamma) {
+  const Tensor x_ = contiguous(x);
+  Tensor out = torch::stable::empty_like(x_);
+  if (x_.numel() == 0) return out;
+  const Grid grid(height, width, x_.size(2), shift_pixel, channel_gamma);
+  const size_t element = x_.element_size();
+  const char* from = static_cast<const char*>(x_.const_data_ptr());
+  char* to = static_cast<char*>(out.mutable_data_ptr());
+  each_chunk(x_.size(0) * x_.size(1),
+             [&](int64_t, int64_t begin, int64_t end) { shift_tokens(grid, element, from, to, begin, end); });
+  return out;
+}
+
+std::vector<Tensor> q_shift_mix(const Tensor& x, const std::vector<Tensor>& mixes, int64_t height, int64_t width,
+                                int64_t shift_pixel, double channel_gamma) {
+  const Tensor x_ = contiguous(x);
+  const std::vector<Tensor> mixes_ = contiguous_all(mixes);
+  const std::vector<Tensor> outs = empty_like_all(std::vector<Tensor>(mixes.size(), x_));
+  if (x_.numel() == 0) return outs;
+  const Grid grid(height, width, x_.size(2), shift_pixel, channel_gamma);
+  THO_DISPATCH_V2(x_.scalar_type(), "q_shift_mix", AT_WRAP([&] {
+                    mix_forward<scalar_t>(grid, x_.size(0) * x_.size(1), x_.const_data_ptr<scalar_t>(),
+                                          pointers<Accumulate<scalar_t>>(mixes_), mutable_pointers<scalar_t>(outs));
+                  }),
+                  ScalarType::Float, ScalarType::Double, ScalarType::Half, ScalarType::BFloat16);
+  return outs;
+}
+
+std::tuple<Tensor, std::vector<Tensor>> q_shift_mix_backward(const std::vector<Tensor>& grads, const Tensor& x,
+                                                             const std::vector<Tensor>& mixes, int64_t height,
+                                                             int64_t width, int64_t shift_pixel, double channel_gamma) {
+  const Tensor x_ = contiguous(x);
+  const std::vector<Tensor> grads_ = contiguous_all(grads), mixes_ = contiguous_all(mixes);
+  Tensor grad_x = torch::stable::empty_like(x_);
+  std::vector<Tensor> grad_mixes = empty_like_all(mixes_);
+  if (x_.numel() == 0) {
+    for (Tensor& grad : grad_mixes) torch::stable::zero_(grad);
+    return {grad_x, grad_mixes};
+  }
+  const Grid grid(height, width, x_.size(2), shift_pixel, channel_gamma);
+  THO_DISPATCH_V2(x_.scalar_type(), "q_shift_mix_backward", AT_WRAP([&] {
+                    using Real = Accumulate<scalar_t>;
+                    mix_backward<scalar_t>(grid, x_.size(0) * x_.size(1), x_.const_data_ptr<scalar_t>(),
+                                           pointers<Real>(mixes_), pointers<scalar_t>(grads_),
+                                           grad_x.mutable_data_ptr<scalar_t>(), mutable_pointers<Real>(grad_mixes));
+                  }),
+                  ScalarType::Float, ScalarType::Double, ScalarType::Half, ScalarType::BFloat16);
+  return {grad_x, grad_mixes};
+}
+
+}  // namespace
+}  // namespace vrwkv
+
+STABLE_TORCH_LIBRARY_IMPL(vrwkv, CPU, m) {
+  m.impl("q_shift", TORCH_BOX(&vrwkv::q_shift));
+  m.impl("q_shift_mix", TORCH_BOX(&vrwkv::q_shift_mix));
+  m.impl("_q_shift_mix_backward", TORCH_BOX(&vrwkv::q_shift_mix_backward));
+}
