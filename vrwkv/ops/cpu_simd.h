@@ -108,6 +108,50 @@ VRWKV_INLINE Lanes<Real, Bytes> exp(const Lanes<Real, Bytes>& x) {
   return result;
 }
 
+// 1 / (1 + e^-x), from e^-|x|, which cannot overflow.
+template <typename Real, int Bytes>
+VRWKV_INLINE Lanes<Real, Bytes> sigmoid(const Lanes<Real, Bytes>& x) {
+  using L = Lanes<Real, Bytes>;
+  const L zero = L::all(0), one = L::all(1);
+  const L e = exp(zero - max(zero - x, x));
+  L numerator;
+  for (int i = 0; i < L::kVectors; ++i) numerator.part[i] = x.part[i] < zero.part[i] ? e.part[i] : one.part[i];
+  return numerator / (one + e);
+}
+
+// The type that values of a tensor are computed in.
+template <typename Scalar>
+using Accumulate = std::conditional_t<std::is_same_v<Scalar, double>, double, float>;
+
+// `count` neighbouring elements, at most a block, as accumulator values; the lanes behind them are 0.
+template <typename Scalar, int Bytes, typename Real = Accumulate<Scalar>>
+VRWKV_INLINE Lanes<Real, Bytes> read_block(const Scalar* from, int64_t count) {
+  if constexpr (std::is_same_v<Scalar, Real>) {
+    if (count == kLanes<Real>) return Lanes<Real, Bytes>::load(from);
+  }
+  Real values[kLanes<Real>];
+  if (count == kLanes<Real>) {
+    for (int i = 0; i < kLanes<Real>; ++i) values[i] = static_cast<Real>(from[i]);
+  } else {
+    for (int i = 0; i < kLanes<Real>; ++i) values[i] = i < count ? static_cast<Real>(from[i]) : Real(0);
+  }
+  return Lanes<Real, Bytes>::load(values);
+}
+
+template <typename Scalar, int Bytes, typename Real = Accumulate<Scalar>>
+VRWKV_INLINE void write_block(const Lanes<Real, Bytes>& block, Scalar* to, int64_t count) {
+  if constexpr (std::is_same_v<Scalar, Real>) {
+    if (count == kLanes<Real>) return block.store(to);
+  }
+  Real values[kLanes<Real>];
+  block.store(values);
+  if (count == kLanes<Real>) {
+    for (int i = 0; i < kLanes<Real>; ++i) to[i] = static_cast<Scalar>(values[i]);
+  } else {
+    for (int i = 0; i < count; ++i) to[i] = static_cast<Scalar>(values[i]);
+  }
+}
+
 // An instruction set as the width of its vectors. Kernel::run<Bytes>(args...) is compiled for each and picked once.
 template <typename Kernel, typename... Args>
 struct Dispatch {

@@ -16,7 +16,7 @@ using torch::stable::Tensor;
 
 // Tokens of a tile: its scratch (3 rows of 128 bytes a token forward, 6 backward) stays in the second-level cache.
 constexpr int64_t kForwardTile = 256;
-constexpr int64_t kBackwardTile = 128;
+constexpr int64_t kBackwardTile = 256;
 
 template <typename Real, int Bytes>
 VRWKV_INLINE Lanes<Real, Bytes> largest_key(const Rows<const Real>& k, int64_t tokens) {

@@ -18,10 +18,6 @@
 
 namespace vrwkv {
 
-// The type that sums are taken in.
-template <typename Scalar>
-using Accumulate = std::conditional_t<std::is_same_v<Scalar, double>, double, float>;
-
 // Largest |w| * tile and |u| of the fast path. A denominator then lies above e^-2*slope, and the product of two sums of
 // the backward below e^4*slope, inside the range of the type.
 template <typename Real>

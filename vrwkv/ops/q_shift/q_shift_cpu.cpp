@@ -18,9 +18,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-template <typename Scalar>
-using Accumulate = std::conditional_t<std::is_same_v<Scalar, double>, double, float>;
-
 constexpr int kGroups = 5;       // left, right, above, below, and the channels that stay
 constexpr int64_t kChunk = 128;  // tokens of one task; fixed, so that sums do not depend on the number of threads
 

@@ -1,0 +1,71 @@
+import pytest
+import torch
+from tolerances import BACKWARD, FORWARD, assert_close
+
+from vrwkv.ops import sigmoid_gate, squared_relu
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+CASES = {
+    "sigmoid_gate": (sigmoid_gate, lambda r, y: torch.sigmoid(r) * y, 2),
+    "squared_relu": (squared_relu, lambda x: x.clamp(min=0) ** 2, 1),
+}
+
+
+def make_inputs(count, shape, dtype, device):
+    generator = torch.Generator().manual_seed(0)
+    return [(3 * torch.randn(shape, generator=generator)).to(device, dtype).requires_grad_() for _ in range(count)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1,), (33,), (2, 7, 31), (3, 64, 192)])
+@pytest.mark.parametrize("name", CASES)
+def test_against_float64(device, name, shape, dtype):
+    function, formula, count = CASES[name]
+    inputs = make_inputs(count, shape, dtype, device)
+    inputs64 = [x.detach().double().requires_grad_() for x in inputs]
+    actual, wanted = function(*inputs), formula(*inputs64)
+    assert actual.dtype == dtype
+    assert_close(actual, wanted, FORWARD, dtype)
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    actual, wanted = torch.autograd.grad(actual, inputs, grad), torch.autograd.grad(wanted, inputs64, grad.double())
+    for a, b in zip(actual, wanted, strict=True):
+        assert a.dtype == dtype
+        assert_close(a, b, BACKWARD, dtype)
+
+
+def test_far_from_zero(device):
+    r = torch.tensor([-1e4, -200.0, -88.0, 0.0, 88.0, 200.0, 1e4, float("inf"), float("-inf")], device=device)
+    wanted = torch.sigmoid(r.double())
+    assert_close(sigmoid_gate(r, torch.ones_like(r)), wanted, FORWARD, torch.float32)
+    nan = torch.full((3,), float("nan"), device=device)
+    assert sigmoid_gate(nan, torch.ones_like(nan)).isnan().all() and squared_relu(nan).isnan().all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradcheck_and_opcheck(native, name):
+    function, _, count = CASES[name]
+    assert torch.autograd.gradcheck(function, make_inputs(count, (3, 13), torch.float64, native))
+    operator = getattr(torch.ops.vrwkv, name).default
+    torch.library.opcheck(operator, make_inputs(count, (2, 3, 5), torch.float32, native))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_other_layouts_and_empty(device, name):
+    function, _, count = CASES[name]
+    inputs = make_inputs(count, (6, 8), torch.float32, device)
+    assert torch.equal(function(*(x.t() for x in inputs)), function(*inputs).t())
+    empty = make_inputs(count, (0, 8), torch.float32, device)
+    y = function(*empty)
+    assert y.shape == (0, 8) and torch.autograd.grad(y.sum(), empty[0])[0].shape == (0, 8)
+
+
+def test_dtypes_are_promoted(device):
+    r, y = torch.randn(2, 5, device=device).bfloat16(), torch.randn(2, 5, device=device)
+    assert torch.equal(sigmoid_gate(r, y), sigmoid_gate(r.float(), y))
+
+
+def test_wrong_input():
+    with pytest.raises(ValueError, match=r"y must have the shape of r, \(2, 3\), got \(3,\)"):
+        sigmoid_gate(torch.zeros(2, 3), torch.zeros(3))
+    with pytest.raises(TypeError, match=r"x must be float16.*int64"):
+        squared_relu(torch.zeros(3, dtype=torch.long))

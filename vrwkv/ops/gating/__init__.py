@@ -1,0 +1,81 @@
+"""The pointwise functions of the mixes (arXiv 2403.02308, equations 3 and 6), each in one pass over memory."""
+
+import torch
+from torch import Tensor
+
+from vrwkv.ops import _checks, _extension
+from vrwkv.ops.gating import torch_impl
+
+__all__ = ["sigmoid_gate", "squared_relu"]
+
+
+def sigmoid_gate(r: Tensor, y: Tensor) -> Tensor:
+    """``sigmoid(r) * y`` element by element.
+
+    Args:
+        r: gate before the sigmoid, any shape, fp16, bf16, fp32 or fp64.
+        y: what is gated, of ``r``'s shape and device; dtypes that differ are promoted as in torch.
+
+    Returns:
+        A tensor of that shape, computed in fp32 (fp64 for fp64 input), differentiable in both arguments.
+
+    Raises:
+        ValueError: shapes or devices differ.
+        TypeError: a dtype is not supported.
+    """
+    _checks.check_floating("sigmoid_gate", "r", r)
+    _checks.check_floating("sigmoid_gate", "y", y)
+    dtype = torch.promote_types(r.dtype, y.dtype)
+    r, y = r.to(dtype), y.to(dtype)
+    _checks.check_same("sigmoid_gate", "y", y, "r", r)
+    return (torch.ops.vrwkv.sigmoid_gate if _extension.is_native(r) else torch_impl.sigmoid_gate)(r, y)
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """``relu(x) ** 2`` element by element.
+
+    Args:
+        x: any shape, fp16, bf16, fp32 or fp64.
+
+    Returns:
+        A tensor like ``x``, differentiable.
+
+    Raises:
+        TypeError: the dtype is not supported.
+    """
+    _checks.check_floating("squared_relu", "x", x)
+    return (torch.ops.vrwkv.squared_relu if _extension.is_native(x) else torch_impl.squared_relu)(x)
+
+
+if _extension.NATIVE_DEVICES:
+
+    def _like(x: Tensor) -> Tensor:
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    @torch.library.register_fake("vrwkv::sigmoid_gate")
+    def _(r: Tensor, y: Tensor) -> Tensor:
+        return _like(y)
+
+    @torch.library.register_fake("vrwkv::_sigmoid_gate_backward")
+    def _(grad: Tensor, r: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return _like(r), _like(y)
+
+    @torch.library.register_fake("vrwkv::squared_relu")
+    def _(x: Tensor) -> Tensor:
+        return _like(x)
+
+    @torch.library.register_fake("vrwkv::_squared_relu_backward")
+    def _(grad: Tensor, x: Tensor) -> Tensor:
+        return _like(x)
+
+    def _save_inputs(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs)
+
+    def _gate_backward(ctx, grad: Tensor):
+        return torch.ops.vrwkv._sigmoid_gate_backward(grad, *ctx.saved_tensors)
+
+    def _square_backward(ctx, grad: Tensor):
+        return torch.ops.vrwkv._squared_relu_backward(grad, *ctx.saved_tensors)
+
+    torch.library.register_autograd("vrwkv::sigmoid_gate", _gate_backward, setup_context=_save_inputs)
+    torch.library.register_autograd("vrwkv::squared_relu", _square_backward, setup_context=_save_inputs)

@@ -1,0 +1,113 @@
+// The pointwise functions on the CPU.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/Dispatch_v2.h>
+
+#include <algorithm>
+#include <array>
+
+#include "../cpu_simd.h"
+
+namespace vrwkv {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kGrain = 16384;  // elements that are worth a thread
+
+// Each function maps a block of every input to a block of every output.
+struct SigmoidGate {
+  template <typename L>
+  static VRWKV_INLINE std::array<L, 1> apply(const std::array<L, 2>& in) {
+    return {sigmoid(in[0]) * in[1]};
+  }
+};
+
+struct SigmoidGateBackward {
+  template <typename L>
+  static VRWKV_INLINE std::array<L, 2> apply(const std::array<L, 3>& in) {
+    const L gate = sigmoid(in[1]), grad_y = in[0] * gate;
+    return {grad_y * in[2] * (L::all(1) - gate), grad_y};
+  }
+};
+
+struct SquaredRelu {
+  template <typename L>
+  static VRWKV_INLINE std::array<L, 1> apply(const std::array<L, 1>& in) {
+    const L positive = max(L::all(0), in[0]);
+    return {positive * positive};
+  }
+};
+
+struct SquaredReluBackward {
+  template <typename L>
+  static VRWKV_INLINE std::array<L, 1> apply(const std::array<L, 2>& in) {
+    const L positive = max(L::all(0), in[1]);
+    return {in[0] * (positive + positive)};
+  }
+};
+
+template <typename Scalar, typename Function, size_t Inputs, size_t Outputs>
+struct MapBlocks {
+  template <int Bytes>
+  static VRWKV_INLINE void run(const std::array<const Scalar*, Inputs>& inputs,
+                               const std::array<Scalar*, Outputs>& outputs, int64_t begin, int64_t end) {
+    using L = Lanes<Accumulate<Scalar>, Bytes>;
+    constexpr int64_t kStep = kLanes<Accumulate<Scalar>>;
+    for (int64_t i = begin; i < end; i += kStep) {
+      const int64_t count = std::min(kStep, end - i);
+      std::array<L, Inputs> in;
+      for (size_t j = 0; j < Inputs; ++j) in[j] = read_block<Scalar, Bytes>(inputs[j] + i, count);
+      const std::array<L, Outputs> out = Function::apply(in);
+      for (size_t j = 0; j < Outputs; ++j) write_block<Scalar, Bytes>(out[j], outputs[j] + i, count);
+    }
+  }
+};
+
+template <typename Function, typename Scalar, size_t Inputs, size_t Outputs>
+void map_typed(const std::array<Tensor, Inputs>& inputs, const std::array<Tensor, Outputs>& outputs, Scalar) {
+  std::array<const Scalar*, Inputs> from;
+  std::array<Scalar*, Outputs> to;
+  for (size_t j = 0; j < Inputs; ++j) from[j] = inputs[j].template const_data_ptr<Scalar>();
+  for (size_t j = 0; j < Outputs; ++j) to[j] = outputs[j].template mutable_data_ptr<Scalar>();
+  static const auto function = Dispatch<MapBlocks<Scalar, Function, Inputs, Outputs>, const decltype(from)&,
+                                        const decltype(to)&, int64_t, int64_t>::pick();
+  torch::stable::parallel_for(0, inputs[0].numel(), kGrain,
+                              [&](int64_t begin, int64_t end) { function(from, to, begin, end); });
+}
+
+// Applies Function to all elements of the inputs; returns its outputs, each like the last input.
+template <typename Function, size_t Outputs, size_t Inputs>
+std::array<Tensor, Outputs> map(std::array<Tensor, Inputs> inputs) {
+  std::array<Tensor, Outputs> outputs;
+  for (Tensor& input : inputs) input = contiguous(input);
+  for (Tensor& output : outputs) output = torch::stable::empty_like(inputs.back());
+  THO_DISPATCH_V2(inputs[0].scalar_type(), "gating", AT_WRAP([&] { map_typed<Function>(inputs, outputs, scalar_t()); }),
+                  ScalarType::Float, ScalarType::Double, ScalarType::Half, ScalarType::BFloat16);
+  return outputs;
+}
+
+Tensor sigmoid_gate(const Tensor& r, const Tensor& y) { return map<SigmoidGate, 1, 2>({r, y})[0]; }
+
+std::tuple<Tensor, Tensor> sigmoid_gate_backward(const Tensor& grad, const Tensor& r, const Tensor& y) {
+  const auto grads = map<SigmoidGateBackward, 2, 3>({grad, r, y});
+  return {grads[0], grads[1]};
+}
+
+Tensor squared_relu(const Tensor& x) { return map<SquaredRelu, 1, 1>({x})[0]; }
+
+Tensor squared_relu_backward(const Tensor& grad, const Tensor& x) {
+  return map<SquaredReluBackward, 1, 2>({grad, x})[0];
+}
+
+}  // namespace
+}  // namespace vrwkv
+
+STABLE_TORCH_LIBRARY_IMPL(vrwkv, CPU, m) {
+  m.impl("sigmoid_gate", TORCH_BOX(&vrwkv::sigmoid_gate));
+  m.impl("_sigmoid_gate_backward", TORCH_BOX(&vrwkv::sigmoid_gate_backward));
+  m.impl("squared_relu", TORCH_BOX(&vrwkv::squared_relu));
+  m.impl("_squared_relu_backward", TORCH_BOX(&vrwkv::squared_relu_backward));
+}
