@@ -1,0 +1,54 @@
+"""Golden files: the authors' parameter names and constructor arguments, and what the models must return."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+@dataclass
+class Case:
+    """One input of a golden file."""
+
+    image: Tensor  # (B, 3, H, W)
+    features: list[Tensor]  # (B, C, H', W') after each block, the last one normalised; or that last one alone
+    logits: Tensor  # (B, num_classes)
+
+
+@dataclass
+class Golden:
+    """A golden file: our constructor arguments, the weights by the authors' names, the inputs and outputs."""
+
+    model_args: dict[str, Any]
+    weights: dict[str, Tensor]
+    cases: list[Case]
+
+
+def load_golden(name: str) -> Golden:
+    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
+        config = json.loads(file.metadata()["config"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    model_args = {
+        "img_size": config["img_size"],
+        "patch_size": config["patch_size"],
+        "embed_dim": config["embed_dims"],
+        "depth": config["depth"],
+        "num_classes": config["num_classes"],
+        "post_norm": config.get("post_norm", False),
+        "init_values": config.get("init_values"),
+        "key_norm": config.get("key_norm", config.get("k_norm", False)),
+        "head_hidden_size": config.get("hidden_dims"),
+    }
+    cases = []
+    while (image := tensors.get(f"input/{len(cases)}")) is not None:
+        prefix = f"output/{len(cases)}/"
+        count = sum(key.startswith(f"{prefix}feature/") for key in tensors)
+        features = [tensors[f"{prefix}feature/{i}"] for i in range(count)]
+        cases.append(Case(image, features, tensors[f"{prefix}logits"]))
+    weights = {key.removeprefix("weights/"): value for key, value in tensors.items() if key.startswith("weights/")}
+    return Golden(model_args, weights, cases)

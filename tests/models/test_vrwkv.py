@@ -1,0 +1,374 @@
+"""What timm's users expect of every model, and what the constructor promises."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import resolve_model_data_config
+from timm.layers import create_feature_extractor
+from timm.models import get_pretrained_cfg, group_parameters
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+
+import vrwkv  # noqa: F401
+
+CONFIGS = {  # tag, weights, input size, classes
+    "test_vrwkv": ("untrained", None, 64, 1000),
+    "vrwkv_tiny_patch16_224": ("in1k", "vrwkv_t_in1k_224.pth", 224, 1000),
+    "vrwkv_small_patch16_224": ("in1k", "vrwkv_s_in1k_224.pth", 224, 1000),
+    "vrwkv_base_patch16_224": ("in1k", "vrwkv_b_in1k_224.pth", 224, 1000),
+    "vrwkv_large_patch16_192": ("in22k", "vrwkv_l_in22k_192.pth", 192, 21841),
+    "vrwkv_large_patch16_384": ("in22k_ft_in1k", "vrwkv_l_22kto1k_384.pth", 384, 1000),
+}
+every_model = pytest.mark.parametrize("name", CONFIGS)
+
+
+def create(name: str = "test_vrwkv", **kwargs: Any) -> nn.Module:
+    """The model with its own kind of blocks and head, but small."""
+    args = dict(img_size=64, embed_dim=32, depth=3, num_classes=5)
+    if "large" in name:
+        args["head_hidden_size"] = 48
+    return timm.create_model(name, **args | kwargs)
+
+
+def loss_and_gradients(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    loss = model(images).square().sum()
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+
+# Registration
+
+
+def test_registered_models() -> None:
+    assert sorted(timm.list_models(module="vrwkv")) == sorted(CONFIGS)
+
+
+@every_model
+def test_pretrained_config(name: str) -> None:
+    tag, file, size, num_classes = CONFIGS[name]
+    cfg = get_pretrained_cfg(name)
+    assert (cfg.tag, cfg.hf_hub_filename, cfg.num_classes) == (tag, file, num_classes)
+    assert cfg.hf_hub_id == (file and "OpenGVLab/Vision-RWKV")
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert model.num_classes == num_classes
+    assert isinstance(model.get_submodule(cfg.first_conv), nn.Conv2d)
+    assert model.get_submodule(cfg.classifier) is model.get_classifier()
+    data = resolve_model_data_config(model)
+    assert data == dict(
+        input_size=(3, size, size),
+        interpolation="bicubic",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        crop_pct=0.875,
+        crop_mode="center",
+    )
+
+
+# Forward and backward
+
+
+@every_model
+def test_every_parameter_has_a_gradient(name: str, backend: str) -> None:
+    model = create(name)
+    images = torch.randn(2, 3, 64, 64)
+    assert model(images).shape == (2, 5)
+    _, gradients = loss_and_gradients(model, images)
+    for parameter, gradient in gradients.items():
+        assert gradient is not None and gradient.isfinite().all() and gradient.any(), parameter
+
+
+@every_model
+def test_gradient_checkpointing_changes_nothing_but_recomputes(name: str) -> None:
+    model = create(name)
+    calls = []
+    model.blocks[1].register_forward_pre_hook(lambda *_: calls.append(1))
+    images = torch.randn(2, 3, 64, 64)
+    expected = loss_and_gradients(model, images)
+    assert len(calls) == 1
+    model.set_grad_checkpointing()
+    torch.testing.assert_close(loss_and_gradients(model, images), expected, rtol=0, atol=0)
+    assert len(calls) == 3
+    model.set_grad_checkpointing(False)
+    loss_and_gradients(model, images)
+    assert len(calls) == 4
+
+
+@torch.no_grad()
+def test_image_is_padded_at_the_right_and_bottom() -> None:
+    model = create().eval()
+    images = torch.randn(2, 3, 50, 65)
+    torch.testing.assert_close(model(images), model(F.pad(images, (0, 15, 0, 14))))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (32, 128), (80, 16), (5, 7), (200, 120)], ids=str)
+@torch.no_grad()
+def test_any_image_size(size: tuple[int, int]) -> None:
+    model = create(global_pool="").eval()
+    nn.init.normal_(model.pos_embed)
+    logits = model(torch.randn(2, 3, *size))
+    assert logits.shape == (2, -(-size[0] // 16) * -(-size[1] // 16), 5)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("img_size", [(96, 48), [96, 48], (90, 40)], ids=str)
+@torch.no_grad()
+def test_rectangular_img_size(img_size: Any) -> None:
+    model = create(img_size=img_size).eval()
+    nn.init.normal_(model.pos_embed)
+    assert model.grid_size == (6, 3) and model.pos_embed.shape == (1, 18, 32)
+    tokens = model.patch_embed(images := torch.randn(1, 3, 96, 48)).flatten(1, 2)
+    first = model.blocks[0](model.ln0(tokens + model.pos_embed), (6, 3))
+    torch.testing.assert_close(model.forward_intermediates(images, [0], output_fmt="NLC")[1][0], first)
+
+
+def test_empty_batch() -> None:
+    assert create()(torch.randn(0, 3, 64, 64)).shape == (0, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("args", [{}, dict(post_norm=True, key_norm=True, init_values=1.0)], ids=str)
+@torch.no_grad()
+def test_low_precision(dtype: torch.dtype, args: dict[str, Any], backend: str) -> None:
+    model = create(**args).eval()
+    nn.init.normal_(model.pos_embed)
+    images = torch.randn(2, 3, 80, 64)
+    expected = model(images)
+    with torch.autocast("cpu", dtype):
+        mixed = model(images)
+    converted = model.to(dtype)(images.to(dtype))
+    assert mixed.dtype == converted.dtype == dtype
+    for logits in (mixed, converted):
+        torch.testing.assert_close(logits.float(), expected, rtol=0, atol=0.03 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("args", [dict(drop_path_rate=0.6), dict(drop_rate=0.5)], ids=str)
+def test_drop_rates_act_in_training_only(args: dict[str, float]) -> None:
+    model = create(**args)
+    images = torch.randn(4, 3, 64, 64)
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
+
+
+def test_drop_path_rises_with_depth_until_both_mixes_are_dropped() -> None:
+    model = create(drop_path_rate=1.0)
+    assert [getattr(block.drop_path, "drop_prob", 0.0) for block in model.blocks] == [0, 0.5, 1]
+    _, (_, second, third) = model.forward_intermediates(torch.randn(2, 3, 64, 64))
+    torch.testing.assert_close(third, second, rtol=0, atol=0)
+
+
+# Features
+
+
+@every_model
+@torch.no_grad()
+def test_features_only(name: str) -> None:
+    torch.manual_seed(1)
+    model = create(name).eval()
+    torch.manual_seed(1)
+    backbone = create(name, features_only=True).eval()
+    images = torch.randn(2, 3, 70, 100)
+    features = backbone(images)
+    assert [f.shape for f in features] == [(2, 32, 5, 7)] * 3
+    assert backbone.feature_info.channels() == [32] * 3
+    assert backbone.feature_info.reduction() == [16] * 3
+    torch.testing.assert_close(features, model.forward_intermediates(images)[1])
+
+
+@every_model
+@torch.no_grad()
+def test_forward_intermediates(name: str) -> None:
+    model = create(name).eval()
+    images = torch.randn(2, 3, 64, 96)
+    final, tokens = model.forward_intermediates(images, output_fmt="NLC")
+    assert [t.shape for t in tokens] == [(2, 24, 32)] * 3
+    torch.testing.assert_close(final, model.forward_features(images), rtol=0, atol=0)
+    torch.testing.assert_close(final, model.norm(tokens[-1]), rtol=0, atol=0)
+    _, maps = model.forward_intermediates(images)
+    torch.testing.assert_close([m.flatten(2).mT for m in maps], tokens, rtol=0, atol=0)
+    normed = model.forward_intermediates(images, norm=True, output_fmt="NLC", intermediates_only=True)
+    torch.testing.assert_close(normed, [model.norm(t) for t in tokens], rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_forward_intermediates_takes_and_stops() -> None:
+    model = create().eval()
+    images = torch.randn(1, 3, 64, 64)
+    every = model.forward_intermediates(images, intermediates_only=True)
+    for indices, expected in ((2, every[1:]), ([0, -1], [every[0], every[2]])):
+        torch.testing.assert_close(model.forward_intermediates(images, indices)[1], expected, rtol=0, atol=0)
+    model.blocks[2].register_forward_pre_hook(lambda *_: pytest.fail("the last block ran"))
+    early = model.forward_intermediates(images, [0, 1], stop_early=True, intermediates_only=True)
+    torch.testing.assert_close(early, every[:2], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="output_fmt must be 'NCHW' or 'NLC', got 'NHWC'"):
+        model.forward_intermediates(images, output_fmt="NHWC")
+
+
+@every_model
+@torch.no_grad()
+def test_prune_intermediate_layers(name: str) -> None:
+    model = create(name).eval()
+    images = torch.randn(1, 3, 64, 64)
+    expected = model.forward_intermediates(images, [0, 1], intermediates_only=True)
+    normed = model.norm(expected[1].flatten(2).mT)
+    assert model.prune_intermediate_layers([0, 1]) == [0, 1]
+    assert len(model.blocks) == 2 and model.num_classes == 0
+    torch.testing.assert_close(model.forward_intermediates(images, 2)[1], expected, rtol=0, atol=0)
+    torch.testing.assert_close(model(images), normed, rtol=0, atol=0)
+    model.prune_intermediate_layers(2, prune_norm=True)
+    torch.testing.assert_close(model(images), expected[1].flatten(2).mT, rtol=0, atol=0)
+    model.reset_classifier(3, "avg")
+    assert model(images).shape == (1, 3)
+
+
+@every_model
+@torch.no_grad()
+def test_fx_feature_extraction(name: str) -> None:
+    model = create(name).eval()
+    nn.init.normal_(model.pos_embed)
+    extractor = create_feature_extractor(model, ["blocks.0", "blocks.2", "head"])
+    for size in ((64, 64), (40, 96)):  # one graph for all sizes
+        images = torch.randn(2, 3, *size)
+        _, tokens = model.forward_intermediates(images, output_fmt="NLC")
+        torch.testing.assert_close(list(extractor(images).values()), [tokens[0], tokens[2], model(images)])
+
+
+# Head
+
+
+@every_model
+@torch.no_grad()
+def test_head(name: str) -> None:
+    model = create(name).eval()
+    width = 48 if "large" in name else 32
+    assert (model.num_features, model.head_hidden_size) == (32, width)
+    features = model.forward_features(images := torch.randn(2, 3, 64, 64))
+    before = model.forward_head(features, pre_logits=True)
+    assert before.shape == (2, width)
+    torch.testing.assert_close(model.head(before), model(images), rtol=0, atol=0)
+
+    model.reset_classifier(7)
+    assert model.num_classes == 7 and model(images).shape == (2, 7)
+    model.reset_classifier(7, "")
+    assert model(images).shape == (2, 16, 7)
+    model.reset_classifier(0, "avg")
+    assert isinstance(model.get_classifier(), nn.Identity)
+    torch.testing.assert_close(model(images), before, rtol=0, atol=0)
+    assert create(name, num_classes=0)(images).shape == (2, width)
+    assert create(name, num_classes=0, global_pool="")(images).shape == (2, 16, width)
+
+
+def test_new_classifier_keeps_dtype_device_and_mode() -> None:
+    model = create().eval().to(torch.bfloat16)
+    model.reset_classifier(3)
+    assert model.head.weight.dtype == torch.bfloat16 and not model.head.training
+    model.to("meta").reset_classifier(4)
+    assert model.head.weight.is_meta
+
+
+@torch.no_grad()
+def test_logits_are_of_the_mean_token() -> None:
+    model = create(head_hidden_size=24).eval()
+    mean = model.forward_features(images := torch.randn(2, 3, 64, 64)).mean(1)
+    expected = model.head(torch.tanh(model.pre_logits.fc(mean)))
+    torch.testing.assert_close(model(images), expected)
+
+
+# Input size
+
+
+@torch.no_grad()
+def test_set_input_size() -> None:
+    model = create().eval()
+    nn.init.normal_(model.pos_embed)
+    expected = model(images := torch.randn(1, 3, 96, 32))
+    model.set_input_size((96, 32))
+    assert model.pos_embed.shape == (1, 12, 32) and model.pos_embed.requires_grad
+    torch.testing.assert_close(model(images), expected)
+    model.set_input_size(patch_size=8)
+    assert model.grid_size == (12, 4) and model.pos_embed.shape == (1, 48, 32)
+    assert model(images).isfinite().all()
+
+
+# Training
+
+
+def test_weight_decay_spares_what_is_no_matrix() -> None:
+    model = create(depth=1, init_values=1.0, key_norm=True)
+    spared = {name for name, p in model.named_parameters() if p.ndim == 1 and ".spatial_" in name}
+    assert model.no_weight_decay() == spared | {"pos_embed"} and len(spared) == 7
+    groups = param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in decayed) == (name.endswith(".weight") and parameter.ndim > 1), name
+
+
+def test_layer_groups() -> None:
+    model = create(head_hidden_size=24)
+    groups = group_parameters(model, model.group_matcher())
+    names = [{name.split(".")[0] for name in groups[i]} for i in sorted(groups)]
+    assert names == [{"pos_embed", "patch_embed", "ln0"}, *[{"blocks"}] * 2, {"blocks", "norm"}, {"pre_logits", "head"}]
+    assert {name.split(".")[1] for name in groups[2]} == {"1"}
+
+
+# Constructor
+
+
+@torch.no_grad()
+def test_keywords_reach_the_model() -> None:
+    model = timm.create_model("test_vrwkv", embed_dim=40, depth=4, img_size=64, post_norm=True, mlp_ratio=2)
+    assert len(model.blocks) == 4 and model.blocks[0].ffn.key.weight.shape == (80, 40)
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
+    images = torch.randn(1, 3, 64, 64)
+    for kwargs in (dict(post_norm=True), dict(init_values=0.5)):
+        torch.manual_seed(0)
+        plain = create().eval()(images)
+        torch.manual_seed(0)
+        assert not torch.allclose(create(**kwargs).eval()(images), plain), kwargs
+
+
+@pytest.mark.parametrize("mix", ["att", "ffn"])
+@pytest.mark.parametrize("kwargs", [dict(shift_pixel=2), dict(channel_gamma=0.125), dict(key_norm=True)], ids=str)
+@torch.no_grad()
+def test_keywords_reach_both_mixes(mix: str, kwargs: dict[str, Any]) -> None:
+    plain, changed = (create(**args).blocks[1].get_submodule(mix) for args in ({}, kwargs))
+    changed.load_state_dict(plain.state_dict(), strict=False)
+    tokens = torch.randn(1, 16, 32)
+    assert not torch.allclose(changed(tokens, (4, 4)), plain(tokens, (4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(embed_dim=0), "embed_dim must be >= 1, got 0"),
+        (dict(depth=0), "depth must be >= 1, got 0"),
+        (dict(in_chans=0), "in_chans must be >= 1, got 0"),
+        (dict(num_classes=-1), "num_classes must be >= 0, got -1"),
+        (dict(img_size=(64, 0)), "img_size must be >= 1, got 0"),
+        (dict(patch_size=0), "patch_size must be >= 1, got 0"),
+        (dict(mlp_ratio=0), "mlp_hidden_width must be >= 1, got 0"),
+        (dict(head_hidden_size=0), "head_hidden_size must be >= 1, got 0"),
+        (dict(shift_pixel=-1), "shift_pixel must be >= 0, got -1"),
+        (dict(channel_gamma=0.3), r"channel_gamma must lie in \[0, 1/4\].*got 0.3"),
+        (dict(global_pool="token"), "global_pool must be 'avg' or '', got 'token'"),
+    ],
+    ids=str,
+)
+def test_bad_argument(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create(**kwargs)
+
+
+def test_unknown_keyword() -> None:
+    with pytest.raises(TypeError, match="num_heads"):
+        create(num_heads=4)
+
+
+def test_bad_reset() -> None:
+    with pytest.raises(ValueError, match="global_pool must be 'avg' or '', got 'map'"):
+        create().reset_classifier(5, "map")

@@ -1,0 +1,179 @@
+"""Checkpoints: the authors' files as they are, our own, other grids, other heads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from models.golden import GOLDEN, load_golden
+from safetensors.torch import save_file
+from timm.models import load_checkpoint
+from torch import Tensor, nn
+
+from vrwkv.models.vrwkv import checkpoint_filter_fn
+
+LAYOUTS: dict[str, dict[str, list[int]]] = json.loads((GOLDEN / "checkpoint_layouts.json").read_text())
+PUBLISHED = {
+    "vrwkv_tiny_patch16_224": "vrwkv_t_in1k_224",
+    "vrwkv_small_patch16_224": "vrwkv_s_in1k_224",
+    "vrwkv_base_patch16_224": "vrwkv_b_in1k_224",
+    "vrwkv_large_patch16_384": "vrwkv_l_22kto1k_384",
+}
+GOLDEN_NAMES = ["vrwkv_pre_norm", "vrwkv_mlp_head"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_layout_loads_strictly(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+        weights = {key: torch.empty(shape) for key, shape in LAYOUTS[PUBLISHED[name]].items()}
+    model.load_state_dict(weights, strict=True)
+    assert len(weights) == len(model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("vrwkv_tiny_patch16_224", 6.16),
+        ("vrwkv_small_patch16_224", 23.82),
+        ("vrwkv_base_patch16_224", 93.65),
+        ("vrwkv_large_patch16_192", 334.88),
+        ("vrwkv_large_patch16_384", 334.88),
+    ],
+)
+def test_parameter_count(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=1000)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
+
+
+@pytest.fixture(scope="module", params=GOLDEN_NAMES)
+def source(request: pytest.FixtureRequest) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    """Constructor arguments, the authors' weights, and the same weights by our names."""
+    golden = load_golden(request.param)
+    model = timm.create_model("test_vrwkv", **golden.model_args)
+    return golden.model_args, golden.weights, checkpoint_filter_fn(golden.weights, model)
+
+
+def assert_equal(model: nn.Module, expected: dict[str, Tensor]) -> None:
+    torch.testing.assert_close(dict(model.state_dict()), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("route", ["pretrained", "checkpoint_path", "load_checkpoint", "load_checkpoint with filter"])
+@pytest.mark.parametrize("file", ["bare.pth", "bare.safetensors", "state_dict.pth", "model.pth"])
+def test_authors_files_load_as_they_are(file: str, route: str, source: tuple, tmp_path: Path) -> None:
+    args, weights, expected = source
+    path = str(tmp_path / file)
+    if file.endswith(".safetensors"):
+        save_file(weights, path)
+    else:
+        entry = Path(file).stem
+        torch.save(weights if entry == "bare" else {entry: weights, "meta": {"epoch": 300}}, path)
+    if route == "pretrained":
+        overlay = dict(file=path, num_classes=args["num_classes"])
+        model = timm.create_model("test_vrwkv", pretrained=True, pretrained_cfg_overlay=overlay, **args)
+    elif route == "checkpoint_path":
+        model = timm.create_model("test_vrwkv", checkpoint_path=path, **args)
+    else:
+        model = timm.create_model("test_vrwkv", **args)
+        load_checkpoint(model, path, filter_fn=checkpoint_filter_fn if "filter" in route else None)
+    assert_equal(model, expected)
+
+
+def test_filter_takes_whole_files_and_wrapped_models(source: tuple) -> None:
+    args, weights, expected = source
+    model = timm.create_model("test_vrwkv", **args)
+    for content in ({"state_dict": weights}, {"model": weights}, {f"module.{k}": v for k, v in weights.items()}):
+        torch.testing.assert_close(checkpoint_filter_fn(content, model), expected, rtol=0, atol=0)
+
+
+def test_backbone_without_prefix(source: tuple) -> None:
+    args, weights, expected = source
+    backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
+    model = timm.create_model("test_vrwkv", **args | {"num_classes": 0, "head_hidden_size": None})
+    model.load_state_dict(backbone)
+    assert_equal(model, {k: v for k, v in expected.items() if not k.startswith(("head", "pre_logits"))})
+
+
+def test_own_names_pass_unchanged(source: tuple) -> None:
+    args, _, expected = source
+    model = timm.create_model("test_vrwkv", **args)
+    wrapped = {f"module.{name}": tensor for name, tensor in expected.items()}
+    torch.testing.assert_close(checkpoint_filter_fn(expected, model), expected, rtol=0, atol=0)
+    model.load_state_dict(wrapped)
+    assert_equal(model, expected)
+
+
+def test_weights_of_another_model_are_refused(source: tuple) -> None:
+    args, weights, _ = source
+    with pytest.raises(RuntimeError, match=r"Missing key.*blocks\.20\.att"):
+        timm.create_model("test_vrwkv", **args | {"depth": 21}).load_state_dict(weights)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*decode_head"):
+        timm.create_model("test_vrwkv", **args).load_state_dict(weights | {"decode_head.bias": torch.zeros(1)})
+
+
+def test_pretrained_with_another_number_of_classes(source: tuple, tmp_path: Path) -> None:
+    args, weights, expected = source
+    torch.save(weights, tmp_path / "weights.pth")
+    overlay = dict(file=str(tmp_path / "weights.pth"), num_classes=args["num_classes"])
+    model = timm.create_model(
+        "test_vrwkv", pretrained=True, pretrained_cfg_overlay=overlay, **args | {"num_classes": 4}
+    )
+    assert model.head.weight.shape[0] == 4
+    model.head = nn.Identity()
+    assert_equal(model, {name: tensor for name, tensor in expected.items() if not name.startswith("head.")})
+
+
+def test_pretrained_with_one_input_channel(source: tuple, tmp_path: Path) -> None:
+    args, weights, expected = source
+    torch.save(weights, tmp_path / "weights.pth")
+    overlay = dict(file=str(tmp_path / "weights.pth"), num_classes=args["num_classes"])
+    model = timm.create_model("test_vrwkv", pretrained=True, pretrained_cfg_overlay=overlay, in_chans=1, **args)
+    summed = expected["patch_embed.proj.weight"].sum(1, keepdim=True)
+    assert_equal(model, expected | {"patch_embed.proj.weight": summed})
+
+
+def test_pretrained_features_only(source: tuple, tmp_path: Path) -> None:
+    args, weights, expected = source
+    torch.save(weights, tmp_path / "weights.pth")
+    overlay = dict(file=str(tmp_path / "weights.pth"), num_classes=args["num_classes"])
+    model = timm.create_model("test_vrwkv", pretrained=True, features_only=True, pretrained_cfg_overlay=overlay, **args)
+    kept = ("patch_embed", "pos_embed", "ln0", "blocks")
+    assert_equal(model, {f"model.{name}": tensor for name, tensor in expected.items() if name.startswith(kept)})
+
+
+@torch.no_grad()
+def test_position_embedding_of_another_grid_is_resized(source: tuple) -> None:
+    args, weights, expected = source
+    small = timm.create_model("test_vrwkv", **args).eval()
+    small.load_state_dict(weights)
+    large = timm.create_model("test_vrwkv", **args | {"img_size": (96, 64)}).eval()
+    large.load_state_dict(weights)
+    side = args["img_size"] // 16
+    grid = expected["pos_embed"].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    resized = F.interpolate(grid, size=(6, 4), mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+    torch.testing.assert_close(large.pos_embed.data, resized.flatten(1, 2))
+    images = torch.randn(1, 3, 96, 64)
+    torch.testing.assert_close(large(images), small(images))
+
+
+def test_as_many_tokens_on_another_grid() -> None:
+    golden = load_golden("vrwkv_pre_norm")
+    wide = timm.create_model("test_vrwkv", **golden.model_args | {"img_size": (32, 128)})
+    ours = wide.state_dict() | {"pos_embed": torch.randn(1, 16, 32)}
+    torch.testing.assert_close(checkpoint_filter_fn(ours, wide)["pos_embed"], ours["pos_embed"], rtol=0, atol=0)
+    published = checkpoint_filter_fn(golden.weights, wide)["pos_embed"]
+    grid = golden.weights["backbone.pos_embed"].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    expected = F.interpolate(grid, size=(2, 8), mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+    torch.testing.assert_close(published, expected.flatten(1, 2))
+
+
+def test_unknown_grid_is_refused() -> None:
+    wide = timm.create_model("test_vrwkv", img_size=(32, 64)).state_dict()
+    with pytest.raises(
+        ValueError, match=r"pos_embed of 8 tokens can only be resized to the model\'s grid \(4, 4\).*set_input_size"
+    ):
+        timm.create_model("test_vrwkv").load_state_dict(wide)

@@ -1,0 +1,59 @@
+"""Channel mix: a gated squared-ReLU MLP behind a Q-Shift (arXiv 2403.02308, section 3.2)."""
+
+import torch
+from torch import Tensor, nn
+
+from vrwkv.ops import q_shift_mix, sigmoid_gate, squared_relu
+
+
+class ChannelMix(nn.Module):
+    """``sigmoid(receptance(xr)) * value(relu(key(xk))^2)`` on shifted and mixed tokens.
+
+    Args:
+        dim: channels C.
+        hidden_dim: width of the MLP.
+        layer_index: place of the block in the model, from 0; it sets the initial values.
+        depth: number of blocks.
+        key_norm: apply a LayerNorm to the hidden values.
+        shift_pixel: distance of the Q-Shift in patches.
+        channel_gamma: share of the channels that Q-Shift moves in each direction.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        layer_index: int,
+        depth: int,
+        key_norm: bool = False,
+        shift_pixel: int = 1,
+        channel_gamma: float = 1 / 4,
+    ) -> None:
+        super().__init__()
+        self.layer_index = layer_index
+        self.depth = depth
+        self.shift_pixel = shift_pixel
+        self.channel_gamma = channel_gamma
+
+        self.spatial_mix_k = nn.Parameter(torch.empty(dim))
+        self.spatial_mix_r = nn.Parameter(torch.empty(dim))
+        self.key = nn.Linear(dim, hidden_dim, bias=False)
+        self.key_norm = nn.LayerNorm(hidden_dim) if key_norm else nn.Identity()
+        self.value = nn.Linear(hidden_dim, dim, bias=False)
+        self.receptance = nn.Linear(dim, dim, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the initial mixes, which vary over channels and with the depth of the layer."""
+        dim = self.spatial_mix_k.numel()
+        mix = (torch.arange(dim, dtype=torch.float64) / dim) ** (1 - self.layer_index / self.depth)
+        self.spatial_mix_k.copy_(mix)
+        self.spatial_mix_r.copy_(mix)
+
+    def forward(self, x: Tensor, patch_resolution: tuple[int, int]) -> Tensor:
+        """Mix the channels of ``x (B, T, C)`` on an ``(H, W)`` grid; returns ``(B, T, C)``."""
+        mixes = (self.spatial_mix_k, self.spatial_mix_r)
+        xk, xr = q_shift_mix(x, mixes, patch_resolution, self.shift_pixel, self.channel_gamma)
+        hidden = self.key_norm(squared_relu(self.key(xk)))  # (B, T, hidden_dim)
+        return sigmoid_gate(self.receptance(xr), self.value(hidden))

@@ -1,0 +1,24 @@
+"""Position embedding on a grid of patches, resized to follow the image."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resize_pos_embed(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """Resize a position embedding as the authors do: bicubic, ``align_corners=False``, no antialias.
+
+    Args:
+        pos_embed: ``(1, H * W, C)`` for ``old_grid``.
+        old_grid: ``(H, W)`` that ``pos_embed`` was made for.
+        new_grid: ``(H', W')`` that is wanted.
+
+    Returns:
+        ``(1, H' * W', C)`` in the same dtype, computed in fp32 or better; ``pos_embed`` itself for an equal grid.
+    """
+    if old_grid == new_grid:
+        return pos_embed
+    grid = pos_embed.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)  # (1, C, H, W)
+    grid = grid.to(torch.promote_types(pos_embed.dtype, torch.float32))
+    grid = F.interpolate(grid, size=new_grid, mode="bicubic", align_corners=False)
+    return grid.flatten(2).transpose(1, 2).to(pos_embed.dtype)  # (1, H' * W', C)

@@ -1,0 +1,73 @@
+"""Spatial mix: tokens exchange information through Q-Shift and Bi-WKV (arXiv 2403.02308, section 3.2)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vrwkv.ops import bi_wkv, q_shift_mix, sigmoid_gate
+
+
+class SpatialMix(nn.Module):
+    """Bi-WKV over all tokens, gated by the receptance.
+
+    The decay and the bonus are divided by the number of tokens, so that they mean the same at every image size.
+
+    Args:
+        dim: channels C.
+        layer_index: place of the block in the model, from 0; it sets the initial values.
+        depth: number of blocks.
+        key_norm: apply a LayerNorm to the output of Bi-WKV (named as in the published weights).
+        shift_pixel: distance of the Q-Shift in patches.
+        channel_gamma: share of the channels that Q-Shift moves in each direction.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        layer_index: int,
+        depth: int,
+        key_norm: bool = False,
+        shift_pixel: int = 1,
+        channel_gamma: float = 1 / 4,
+    ) -> None:
+        super().__init__()
+        self.layer_index = layer_index
+        self.depth = depth
+        self.shift_pixel = shift_pixel
+        self.channel_gamma = channel_gamma
+
+        self.spatial_decay = nn.Parameter(torch.empty(dim))
+        self.spatial_first = nn.Parameter(torch.empty(dim))
+        self.spatial_mix_k = nn.Parameter(torch.empty(dim))
+        self.spatial_mix_v = nn.Parameter(torch.empty(dim))
+        self.spatial_mix_r = nn.Parameter(torch.empty(dim))
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
+        self.receptance = nn.Linear(dim, dim, bias=False)
+        self.key_norm = nn.LayerNorm(dim) if key_norm else nn.Identity()
+        self.output = nn.Linear(dim, dim, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the initial decay, bonus and mixes, which vary over channels and with the depth of the layer."""
+        dim = self.spatial_decay.numel()
+        channel = torch.arange(dim, dtype=torch.float64)
+        rising = self.layer_index / max(self.depth - 1, 1)  # 0 in the first layer, 1 in the last
+        falling = 1 - self.layer_index / self.depth
+        mix = (channel / dim) ** falling
+        self.spatial_decay.copy_(-5 + 8 * (channel / max(dim - 1, 1)) ** (0.7 + 1.3 * rising))
+        self.spatial_first.copy_(math.log(0.3) + 0.5 * ((channel + 1) % 3 - 1))
+        self.spatial_mix_k.copy_(mix)
+        self.spatial_mix_v.copy_(mix + 0.3 * rising)
+        self.spatial_mix_r.copy_(mix**0.5)
+
+    def forward(self, x: Tensor, patch_resolution: tuple[int, int]) -> Tensor:
+        """Mix the tokens ``x (B, T, C)`` of an ``(H, W)`` grid; returns ``(B, T, C)``."""
+        tokens = x.shape[1]
+        mixes = (self.spatial_mix_k, self.spatial_mix_v, self.spatial_mix_r)
+        xk, xv, xr = q_shift_mix(x, mixes, patch_resolution, self.shift_pixel, self.channel_gamma)
+        k, v, r = self.key(xk), self.value(xv), self.receptance(xr)
+        y = bi_wkv(self.spatial_decay / tokens, self.spatial_first / tokens, k, v)
+        return self.output(sigmoid_gate(r, self.key_norm(y)))
