@@ -1,13 +1,17 @@
 # make demo   train, evaluate and use a small model on real images
 # make test   run the tests
+# make bench  time the operators and models on a few shapes
 # make lint   check style and types
 # Each builds what it needs: the environment in .venv and the compiled kernels. `make clean` removes all of it.
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Without a GPU nobody could run the CUDA kernels, which take minutes to compile: ask for them with TORCH_CUDA_ARCH_LIST.
+export VRWKV_CUDA ?= $(if $(TORCH_CUDA_ARCH_LIST)$(wildcard /dev/nvidia0),auto,0)
+DIGITS := output/vrwkv_nano_digits
 SOURCES := setup.py $(wildcard vrwkv/ops/*.h vrwkv/ops/*.cuh vrwkv/ops/*/*.cpp vrwkv/ops/*/*.h vrwkv/ops/*/*.cu)
 
-.PHONY: build test lint format clean
+.PHONY: build demo test bench lint format clean
 
 build: .venv/installed vrwkv/_C.abi3.so
 
@@ -20,8 +24,27 @@ vrwkv/_C.abi3.so: .venv/installed $(SOURCES)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	touch $@
 
+demo: $(DIGITS)/predictions.json
+	$(BIN)/python tools/show_demo.py $(DIGITS)
+
+data/digits: | build
+	$(BIN)/python tools/make_digits.py $@
+
+$(DIGITS)/validation.json: | build data/digits
+	$(BIN)/python tools/train.py --config configs/classification/vrwkv_nano_digits.yaml --resume
+	$(BIN)/python tools/validate.py --checkpoint $(DIGITS)/best.pth --json > $@.tmp
+	mv $@.tmp $@
+
+$(DIGITS)/predictions.json: $(DIGITS)/validation.json
+	$(BIN)/python tools/predict.py data/digits/samples/*.png --checkpoint $(DIGITS)/best.pth --json > $@.tmp
+	mv $@.tmp $@
+
 test: build
 	$(BIN)/python -m pytest
+
+bench: build
+	$(BIN)/python benchmarks/run_ops.py --short --output output/benchmarks
+	$(BIN)/python benchmarks/run_models.py --short --output output/benchmarks
 
 lint: build
 	$(BIN)/ruff check .

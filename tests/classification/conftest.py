@@ -1,0 +1,86 @@
+"""A small image folder, a config for it, and a model trained on it, shared by the tests of this folder."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from classification.colours import REPOSITORY, Main, load_tool, write_images
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """More threads than cores make tiny operations a hundred times slower."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data") / "colours")
+
+
+@pytest.fixture(scope="session")
+def config_path(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
+    """A config that trains for two epochs of four updates."""
+    config = {
+        "output": "overridden",
+        "epochs": 2,
+        "model": {"name": "test_vrwkv", "args": {"img_size": 16, "patch_size": 8, "drop_path_rate": 0.1}},
+        "data": {"root": str(data_root), "batch_size": 8, "workers": 0},
+        "optim": {"lr": 5e-3, "ema_decay": 0.5},
+        "augment": {"scale": [0.5, 1.0]},
+    }
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="session")
+def train_args(config_path: Path) -> Callable[..., list[str]]:
+    """Arguments of tools/train.py for an output folder and further settings."""
+    return lambda output, *settings: ["--config", str(config_path), "--set", f"output={output}", *settings]
+
+
+@pytest.fixture(scope="session")
+def train() -> Main:
+    return load_tool("train")
+
+
+@pytest.fixture(scope="session")
+def validate() -> Main:
+    return load_tool("validate")
+
+
+@pytest.fixture(scope="session")
+def predict() -> Main:
+    return load_tool("predict")
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, train: Main, train_args: Callable[..., list[str]]) -> Path:
+    """The output folder of a finished training."""
+    output = tmp_path_factory.mktemp("run") / "output"
+    assert train(train_args(output)) == 0
+    return output
+
+
+@pytest.fixture
+def error(capsys: pytest.CaptureFixture[str]) -> Callable[[Main, list[str]], str]:
+    """Calls a main that must fail and returns its one-line message."""
+
+    def call(main: Main, argv: list[str]) -> str:
+        capsys.readouterr()
+        assert main(argv) == 1
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1
+        return lines[0]
+
+    return call
+
+
+@pytest.fixture
+def subprocess_environment() -> dict[str, str]:
+    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,180 @@
+"""Every kind of bad input ends with one line that names it, a non-zero exit code, and nothing lost."""
+
+import json
+import shutil
+
+import pytest
+import timm
+import torch
+from classification.colours import picture, write_images
+
+
+@pytest.fixture
+def own_data(tmp_path):
+    """An image folder that a test may spoil."""
+    return write_images(tmp_path / "data", train=4, val=2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("optim.lrr=1", "unknown config key 'optim.lrr'; nearest: optim.lr"),
+        ("lr=1", "unknown config key 'lr'; nearest: optim.lr"),
+        ("data.roots=x", "unknown config key 'data.roots'; nearest: data.root"),
+        ("seed.x=1", "config key seed must be int, not {'x': 1} (dict)"),
+        ("epochs=many", "config key epochs must be int, not 'many' (str)"),
+        ("epochs=0", "config key epochs must be at least 1, not 0"),
+        ("data.workers=true", "config key data.workers must be int, not True (bool)"),
+        ("optim.lr=fast", "config key optim.lr must be float, not 'fast' (str)"),
+        ("augment.scale=[1, x]", "config key augment.scale[1] must be float, not 'x' (str)"),
+        ("amp=float8", "config key amp must be one of none, bfloat16, float16, not 'float8'"),
+        ("model=vit", "config key model must be a mapping, not 'vit'"),
+        ("epochs", "--set takes key=value, not 'epochs'"),
+        ("epochs=[", "the value is not YAML"),
+        ("model.name=test_vrwkw", "unknown model 'test_vrwkw'; nearest: test_vrwkv"),
+        ("model.args.depht=2", "unexpected keyword argument 'depht'"),
+        ("model.args.num_classes=4", "model.args.num_classes is 4"),
+        ("model.checkpoint=absent.pth", "checkpoint absent.pth does not exist"),
+        ("optim.name=adamv", "optim or schedule cannot be used"),
+        ("schedule.name=cosin", "optim or schedule cannot be used"),
+        ("device=gpu", "device 'gpu' cannot be used"),
+        ("data.batch_size=64", "36 training pictures are less than the 64 of one update"),
+        ("data.root=absent", "no data root absent"),
+        ("data.val_split=dev", "has no folder 'dev'"),
+    ],
+)
+def test_settings(setting, expected, tmp_path, train, train_args, error):
+    assert expected in error(train, train_args(tmp_path / "output", setting))
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [", "is not YAML"),
+        ("just words", "must be a mapping"),
+        ("epochs: 1", "config key 'output' is missing"),
+        (
+            "{output: o, epochs: 1, model: {}, data: {}, optim: {}}",
+            "'model.name' is missing",
+        ),
+    ],
+)
+def test_config_file(text, expected, tmp_path, train, error):
+    (tmp_path / "config.yaml").write_text(text)
+    assert expected in error(train, ["--config", str(tmp_path / "config.yaml")])
+
+
+def test_missing_config_file(train, error):
+    assert "cannot read config absent.yaml" in error(train, ["--config", "absent.yaml"])
+
+
+def test_empty_class_folder(own_data, tmp_path, train, train_args, error):
+    (own_data / "train" / "yellow").mkdir()
+    message = error(train, train_args(tmp_path / "output", f"data.root={own_data}"))
+    assert f"class folder {own_data / 'train' / 'yellow'} is empty" in message
+
+
+def test_no_class_folders(tmp_path, train, train_args, error):
+    (tmp_path / "train").mkdir()
+    assert "holds no class folders" in error(train, train_args(tmp_path / "output", f"data.root={tmp_path}"))
+
+
+def test_validation_class_unknown_to_training(own_data, tmp_path, train, train_args, error):
+    (own_data / "val" / "red").rename(own_data / "val" / "reds")
+    message = error(train, train_args(tmp_path / "output", f"data.root={own_data}"))
+    assert f"class folder {own_data / 'val' / 'reds'} is none of the 3 known classes; nearest: red" in message
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_corrupt_training_image(workers, own_data, tmp_path, train, train_args, error):
+    path = own_data / "train" / "red" / "1.png"
+    path.write_bytes(path.read_bytes()[:100])
+    settings = [f"data.root={own_data}", f"data.workers={workers}", "data.batch_size=2"]
+    assert f"error: cannot read image {path}: " in error(train, train_args(tmp_path / "output", *settings))
+    assert torch.load(tmp_path / "output" / "last.pth", weights_only=True)["epoch"] == 0
+    picture((210, 40, 30), seed=1).save(path)
+    assert train([*train_args(tmp_path / "output", *settings), "--resume"]) == 0
+
+
+def test_unwritable_output(tmp_path, train, train_args, error):
+    (tmp_path / "file").write_text("in the way")
+    assert f"cannot write to output {tmp_path / 'file'}" in error(train, train_args(tmp_path / "file"))
+
+
+def test_earlier_run_is_not_overwritten(run, train, train_args, error):
+    before = (run / "last.pth").read_bytes()
+    assert "holds an earlier run: add --resume" in error(train, train_args(run))
+    assert (run / "last.pth").read_bytes() == before
+
+
+def test_resume_from_other_model(run, tmp_path, train, train_args, error):
+    argv = [*train_args(tmp_path, "model.args.embed_dim=40"), "--resume", str(run / "last.pth")]
+    message = error(train, argv)
+    assert f"checkpoint {run / 'last.pth'} is of another model than" in message
+    assert "of another shape (" in message
+    assert "missing" not in message
+
+
+def test_resume_with_other_optimizer(run, tmp_path, train, train_args, error):
+    argv = [*train_args(tmp_path, "optim.name=sgd", "epochs=3"), "--resume", str(run / "last.pth")]
+    assert "holds the state of optimizer adamw, not sgd" in error(train, argv)
+
+
+def test_resume_without_training_state(tmp_path, train, train_args, error):
+    torch.save({"state_dict": {"x": torch.zeros(1)}}, tmp_path / "weights.pth")
+    argv = [*train_args(tmp_path / "output"), "--resume", str(tmp_path / "weights.pth")]
+    assert "has no training state" in error(train, argv)
+
+
+def test_checkpoint_of_other_model(tmp_path, train, train_args, error):
+    torch.save({"state_dict": {"fc.weight": torch.zeros(2, 2)}}, tmp_path / "other.pth")
+    message = error(train, train_args(tmp_path / "output", f"model.checkpoint={tmp_path / 'other.pth'}"))
+    assert "missing (pos_embed, " in message
+    assert "1 unexpected (fc.weight)" in message
+
+
+def test_checkpoint_that_is_none(tmp_path, validate, error):
+    for content in (b"", b"no checkpoint"):
+        (tmp_path / "x.pth").write_bytes(content)
+        assert f"{tmp_path / 'x.pth'} is not a checkpoint" in error(validate, ["--checkpoint", str(tmp_path / "x.pth")])
+    for value in ([1, 2], {"a": 1}, {}):
+        torch.save(value, tmp_path / "x.pth")
+        argv = ["--checkpoint", str(tmp_path / "x.pth"), "--model", "test_vrwkv"]
+        assert f"{tmp_path / 'x.pth'} is not a checkpoint" in error(validate, argv)
+
+
+def test_checkpoint_that_would_run_code(tmp_path, predict, error):
+    torch.save({"state_dict": test_checkpoint_that_is_none}, tmp_path / "x.pth")
+    argv = ["x.png", "--checkpoint", str(tmp_path / "x.pth")]
+    assert "is not a checkpoint that can be read safely" in error(predict, argv)
+
+
+def test_other_model_than_the_checkpoints(run, validate, error):
+    argv = ["--checkpoint", str(run / "best.pth"), "--model", "resnet18"]
+    assert "holds test_vrwkv, not resnet18" in error(validate, argv)
+
+
+def test_no_model_and_no_checkpoint(validate, error):
+    assert "required: --checkpoint PATH, or --model NAME" in error(validate, ["--model", "test_vrwkv"])
+
+
+def test_checkpoint_with_other_classes(data_root, tmp_path, validate, error):
+    torch.save(timm.create_model("test_vrwkv", num_classes=7).state_dict(), tmp_path / "x.pth")
+    argv = ["--checkpoint", str(tmp_path / "x.pth"), "--model", "test_vrwkv", "--data-root", str(data_root)]
+    message = error(validate, argv)
+    assert "head.weight (7, 32) for (1000, 32)" in message
+
+
+def test_bad_pictures_do_not_stop_the_others(run, data_root, tmp_path, predict, capsys):
+    good = data_root / "val" / "red" / "0.png"
+    bad, absent = tmp_path / "bad.png", tmp_path / "absent.png"
+    shutil.copy(good, bad)
+    bad.write_bytes(bad.read_bytes()[:200])
+    argv = [str(bad), str(good), str(absent), "--checkpoint", str(run / "best.pth"), "--json"]
+    assert predict(argv) == 1
+    captured = capsys.readouterr()
+    results = json.loads(captured.out)
+    assert [list(result) for result in results] == [["image", "error"], ["image", "predictions"], ["image", "error"]]
+    assert f"error: cannot read image {bad}: " in captured.err
+    assert f"error: image {absent} does not exist" in captured.err

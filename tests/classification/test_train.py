@@ -1,0 +1,148 @@
+"""Training: what it leaves, resuming, and its options."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+
+def load(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(one: object, other: object) -> None:
+    """Bit equality of nested states."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == other
+
+
+TRAINED = ("state_dict", "state_dict_ema", "optimizer", "scaler", "epoch", "metrics", "best_metric")
+
+
+def test_output_files(run):
+    assert {path.name for path in run.iterdir()} == {"best.pth", "curves.png", "last.pth", "summary.csv"}
+    with open(run / "summary.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[1]["eval_top1"]) <= 100
+    assert float(rows[1]["lr"]) < float(rows[0]["lr"])
+
+
+def test_checkpoint_content(run):
+    content = load(run / "best.pth")
+    assert content["arch"] == "test_vrwkv"
+    assert content["class_names"] == ["blue", "green", "red"]
+    assert content["data_config"]["input_size"] == (3, 16, 16)
+    assert load(run / "last.pth")["epoch"] == 2
+
+
+def test_checkpoint_loads_with_timm(run):
+    content = load(run / "best.pth")
+    model = timm.create_model(content["arch"], checkpoint_path=str(run / "best.pth"), **content["model_args"])
+    assert_same(dict(model.state_dict()), dict(content["state_dict_ema"]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_run_equals_unbroken_run(workers, tmp_path, train, train_args):
+    settings = [
+        f"data.workers={workers}",
+        "epochs=3",
+        "augment.mixup=0.8",
+        "optim.accumulate=2",
+        "augment.erase_prob=1",
+    ]
+    assert train(train_args(tmp_path / "unbroken", *settings)) == 0
+
+    from vrwkv.classification.train import Trainer
+
+    write, written = Trainer._write, []
+
+    def write_then_stop(self, *args):
+        write(self, *args)
+        written.append(self.epoch)
+        if self.epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_write", write_then_stop)
+        assert train(train_args(tmp_path / "broken", *settings)) == 130
+        assert train([*train_args(tmp_path / "broken", *settings), "--resume"]) == 0
+    assert written == [1, 2, 3]
+    one, other = load(tmp_path / "unbroken" / "last.pth"), load(tmp_path / "broken" / "last.pth")
+    for key in TRAINED:
+        assert_same(one[key], other[key])
+    assert len((tmp_path / "broken" / "summary.csv").read_text().splitlines()) == 4
+
+
+def test_resume_auto_without_checkpoint_starts_anew(tmp_path, train, train_args, capsys):
+    assert train([*train_args(tmp_path, "epochs=1"), "--resume"]) == 0
+    assert "starting anew" in capsys.readouterr().err
+
+
+def test_resume_path_writes_to_own_output(run, tmp_path, train, train_args):
+    assert train([*train_args(tmp_path, "epochs=3"), "--resume", str(run / "last.pth")]) == 0
+    assert load(tmp_path / "last.pth")["epoch"] == load(tmp_path / "best.pth")["epoch"] == 3
+    assert load(run / "last.pth")["epoch"] == 2
+
+
+def test_finished_run_is_left_alone(run, train, train_args, capsys):
+    before = (run / "last.pth").stat().st_mtime_ns
+    assert train([*train_args(run), "--resume"]) == 0
+    assert (run / "last.pth").stat().st_mtime_ns == before
+    assert str(run / "best.pth") in capsys.readouterr().out
+
+
+def test_fine_tuning_takes_all_but_the_head(run, tmp_path, train, train_args, data_root):
+    two_classes = tmp_path / "data"
+    for split in ("train", "val"):
+        for name in ("blue", "red"):
+            (two_classes / split).mkdir(parents=True, exist_ok=True)
+            (two_classes / split / name).symlink_to(data_root / split / name)
+    settings = [
+        f"data.root={two_classes}",
+        f"model.checkpoint={run / 'best.pth'}",
+        "optim.lr=0",
+        "schedule.warmup_lr=0",
+    ]
+    assert train(train_args(tmp_path / "output", *settings, "epochs=1")) == 0
+    before, after = load(run / "best.pth")["state_dict_ema"], load(tmp_path / "output" / "last.pth")["state_dict"]
+    assert [key for key in after if not torch.equal(before[key], after[key])] == ["head.weight", "head.bias"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["amp=bfloat16", "model.grad_checkpointing=true"],
+        ["optim.clip_grad=1.0", "augment.auto_augment=rand-m5", "optim.ema_decay=null", "optim.lr_batch_size=16"],
+        ["model.args.in_chans=1", "augment.cutmix=1.0", "data.img_size=24", "optim.name=sgd", "schedule.name=constant"],
+    ],
+    ids=lambda settings: settings[0],
+)
+def test_options(settings, tmp_path, train, validate, train_args):
+    assert train(train_args(tmp_path, "epochs=1", *settings)) == 0
+    assert validate(["--checkpoint", str(tmp_path / "best.pth"), "--workers", "0"]) == 0
+
+
+def test_training_that_diverges_keeps_the_last_good_state(tmp_path, train, train_args, error):
+    message = error(train, train_args(tmp_path, "optim.lr=1e30", "optim.ema_decay=null"))
+    assert "loss became nan in epoch" in message
+    assert all(value.isfinite().all() for value in load(tmp_path / "last.pth")["state_dict"].values())
+
+
+def test_no_control_characters_where_stderr_is_no_terminal(tmp_path, train, train_args, capfd):
+    assert train(train_args(tmp_path, "epochs=1")) == 0
+    text = capfd.readouterr().err
+    assert "epoch 1/1: training loss" in text
+    assert not set(text) & {"\r", "\x1b"}

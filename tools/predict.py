@@ -1,0 +1,42 @@
+"""Names what is in pictures.
+
+python tools/predict.py picture.jpg --checkpoint output/run1/best.pth
+python tools/predict.py *.jpg --model vrwkv_tiny_patch16_224 --pretrained --json
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from vrwkv.classification.errors import command_line
+from vrwkv.classification.predict import predict
+
+
+@command_line
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("--checkpoint", metavar="PATH", help="of tools/train.py, or weights of --model")
+    parser.add_argument("--model", metavar="NAME", help="timm model, where the checkpoint does not say")
+    parser.add_argument("--pretrained", action="store_true", help="use the published weights of --model")
+    parser.add_argument("--topk", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    args = vars(parser.parse_args(argv))
+    as_json, model_name = args.pop("json"), args.pop("model")
+    results = predict(model_name=model_name, **args)
+    if as_json:
+        print(json.dumps(results, indent=2))
+    for result in results:
+        if "error" in result:
+            print(f"error: {result['error']}", file=sys.stderr)
+        elif not as_json:
+            print(result["image"])
+            for each in result["predictions"]:
+                print(f"  {100 * each['probability']:5.1f} %  {each['label']}")
+    return int(any("error" in result for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Trains an image classifier.
+
+python tools/train.py --config configs/classification/vrwkv_nano_digits.yaml
+torchrun --nproc_per_node=8 tools/train.py --config CONFIG --set data.root=/data/imagenet output=output/run1
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vrwkv.classification.config import load_config
+from vrwkv.classification.errors import command_line
+from vrwkv.classification.train import train
+
+
+def resume_command(args: argparse.Namespace) -> str:
+    """The command that goes on with this run from its last.pth."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE")
+    start = ["torchrun", f"--nproc_per_node={processes}"] if processes else ["python"]
+    settings = ["--set", *args.set] if args.set else []
+    return shlex.join([*start, sys.argv[0], "--config", args.config, *settings, "--resume"])
+
+
+@command_line
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, metavar="YAML")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the config")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="auto|PATH",
+        help="go on from a checkpoint; auto (the default) takes last.pth in the output folder, if there is one",
+    )
+    args = parser.parse_args(argv)
+    config = load_config(args.config, args.set)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
+    try:
+        best = train(config, args.resume)
+    except KeyboardInterrupt:
+        message = f"interrupted; to repeat this epoch from its start and go on:\n  {resume_command(args)}"
+        raise KeyboardInterrupt(message if os.environ.get("RANK", "0") == "0" else "") from None
+    if os.environ.get("RANK", "0") == "0":
+        print(f"best checkpoint  {best}\ntraining curves  {Path(config.output) / 'curves.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

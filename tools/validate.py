@@ -1,0 +1,50 @@
+"""Measures an image classifier's accuracy on an image folder.
+
+python tools/validate.py --checkpoint output/run1/best.pth
+python tools/validate.py --model vrwkv_tiny_patch16_224 --pretrained --data-root /data/imagenet
+"""
+
+import argparse
+import json
+import os
+import sys
+import typing
+from collections.abc import Sequence
+
+from vrwkv.classification.config import Amp
+from vrwkv.classification.errors import command_line
+from vrwkv.classification.evaluate import validate
+
+
+@command_line
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", metavar="PATH", help="of tools/train.py, or weights of --model")
+    parser.add_argument("--model", metavar="NAME", help="timm model, where the checkpoint does not say")
+    parser.add_argument("--pretrained", action="store_true", help="use the published weights of --model")
+    parser.add_argument("--data-root", metavar="DIR", help="default: the one that the checkpoint was trained on")
+    parser.add_argument("--split", default="val", help="folder below the data root (default: val)")
+    parser.add_argument("-b", "--batch-size", type=int, default=64)
+    parser.add_argument("-j", "--workers", type=int, default=4)
+    parser.add_argument("--img-size", type=int, metavar="PIXELS")
+    parser.add_argument("--crop-pct", type=float)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--amp", choices=typing.get_args(Amp), default="none")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    args = vars(parser.parse_args(argv))
+    as_json, model_name = args.pop("json"), args.pop("model")
+    result = validate(model_name=model_name, **args)
+    if os.environ.get("RANK", "0") != "0":  # torchrun's other processes
+        return 0
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        print(
+            f"top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %, loss {result['loss']:.4f}, "
+            f"{result['images']} images, {result['images_per_second']:.0f} images/s"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

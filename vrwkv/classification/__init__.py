@@ -1,0 +1,13 @@
+"""Training, validation and prediction of image classifiers on timm's parts.
+
+The scripts in `tools/` are thin: everything they do can be called from Python through these names.
+"""
+
+from vrwkv.classification.config import Config, load_config
+from vrwkv.classification.errors import UserError
+from vrwkv.classification.evaluate import validate
+from vrwkv.classification.model import Classifier, load_classifier
+from vrwkv.classification.predict import predict
+from vrwkv.classification.train import train
+
+__all__ = ["Classifier", "Config", "UserError", "load_classifier", "load_config", "predict", "train", "validate"]

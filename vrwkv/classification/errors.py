@@ -1,0 +1,41 @@
+"""Errors that a user can mend, and the one place that turns them into a message and an exit code."""
+
+import difflib
+import functools
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+Main = Callable[..., int]  # takes argv: Sequence[str] | None = None
+
+
+class UserError(Exception):
+    """Bad input: the message says what was required and what was given, on one line."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, or its type where it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """`; nearest: a, b` for the options most like `name`, or nothing where none is like it."""
+    found = difflib.get_close_matches(name, list(options), n=3, cutoff=0.5)
+    return f"; nearest: {', '.join(found)}" if found else ""
+
+
+def command_line(main: Main) -> Main:
+    """Wraps a script's `main(argv)`: a UserError becomes `error: ...` and 1, Ctrl-C becomes 130; no traceback."""
+
+    @functools.wraps(main)
+    def wrapper(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except UserError as error:
+            # A DataLoader worker puts its traceback before the message.
+            print(f"error: {str(error).rpartition('UserError: ')[2].strip()}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt as error:
+            print(str(error) or "interrupted", file=sys.stderr)
+            return 130
+
+    return wrapper

@@ -1,0 +1,91 @@
+"""Accuracy of a model on an image folder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vrwkv.classification.config import Amp
+from vrwkv.classification.data import create_eval_loader, find_classes, share_of, split_folder
+from vrwkv.classification.errors import UserError
+from vrwkv.classification.model import load_classifier
+from vrwkv.classification.progress import Meters, Progress
+from vrwkv.classification.world import World, join_world
+
+
+def autocast(world: World, amp: Amp) -> torch.autocast:
+    """The context that runs a forward pass in `amp`."""
+    return torch.autocast(world.device.type, getattr(torch, amp) if amp != "none" else None, enabled=amp != "none")
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, loader: Any, world: World, amp: Amp = "none", title: str = "val") -> dict[str, float]:
+    """Runs `model` over all of `loader`, in all processes together.
+
+    Returns:
+        loss (mean cross-entropy), top1 and top5 (percent), images_per_second.
+    """
+    model.eval()
+    meters = Meters(world)
+    left = share_of(loader.dataset, world)
+    with Progress(title, len(loader), loader.loader.batch_size, world) as progress:
+        for images, target in loader:
+            with autocast(world, amp):
+                logits = model(images)
+            logits, target = logits[:left].float(), target[:left]  # behind the share lies padding
+            left -= len(logits)
+            if len(logits):
+                meters.update(nn.functional.cross_entropy(logits, target), logits, target)
+            progress.step(meters)
+        meters.reduce()
+        return {**meters.values(), "images_per_second": progress.images_per_second}
+
+
+def validate(
+    checkpoint: str | Path | None = None,
+    data_root: str | None = None,
+    *,
+    model_name: str | None = None,
+    pretrained: bool = False,
+    split: str = "val",
+    batch_size: int = 64,
+    workers: int = 4,
+    img_size: int | None = None,
+    crop_pct: float | None = None,
+    device: str = "auto",
+    amp: Amp = "none",
+) -> dict[str, Any]:
+    """Loads a model and evaluates it on `data_root/split`.
+
+    Args:
+        checkpoint: File of `tools/train.py`, or any weights of `model_name`.
+        data_root: Image folder; the one that the checkpoint was trained on if None.
+        model_name: timm's name.
+        pretrained: Take the published weights of `model_name`.
+        split: Folder below `data_root`.
+        batch_size: Pictures at a time.
+        workers: Processes that read pictures.
+        img_size: Height and width in pixels, other than the checkpoint's.
+        crop_pct: Part of the resized picture that the centre crop keeps, other than the checkpoint's.
+        device: A torch device, or "auto".
+        amp: Number format of the forward pass.
+
+    Returns:
+        As `evaluate`, with the number of images.
+
+    Raises:
+        UserError: anything about the model, the checkpoint or the data that does not fit.
+    """
+    overrides = {"img_size": img_size, "crop_pct": crop_pct}
+    with join_world(device) as world:
+        classifier = load_classifier(checkpoint, model_name, pretrained, world.device, **overrides)
+        root = data_root or classifier.data_root
+        if root is None:
+            raise UserError("required: --data-root DIR, because the checkpoint does not name one")
+        folder = split_folder(root, split)
+        class_names = classifier.class_names or find_classes(folder)
+        if len(class_names) != classifier.num_classes:
+            raise UserError(f"the model has {classifier.num_classes} classes, {folder} has {len(class_names)}")
+        loader = create_eval_loader(folder, class_names, classifier.data_config, batch_size, workers, world)
+        return {**evaluate(classifier.model, loader, world, amp), "images": len(loader.dataset)}

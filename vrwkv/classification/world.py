@@ -1,0 +1,54 @@
+"""The device, and the processes that torchrun started."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+from timm.utils import init_distributed_device
+
+from vrwkv.classification.errors import UserError, first_line
+
+
+class World(NamedTuple):
+    """This process among those that train or validate together."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def distributed(self) -> bool:
+        return self.size > 1
+
+    @property
+    def primary(self) -> bool:
+        """Whether this is the process that writes files and reports."""
+        return self.rank == 0
+
+
+def choose_device(name: str) -> str:
+    """`name`, or for "auto" the best kind of device here.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch built without CUDA raises an AssertionError
+        raise UserError(f"device {name!r} cannot be used: {first_line(error)}") from error
+    return name
+
+
+@contextmanager
+def join_world(device: str) -> Iterator[World]:
+    """Joins the process group where torchrun (or SLURM) started several processes, and leaves it at the end."""
+    args = SimpleNamespace(device=choose_device(device))
+    try:
+        yield World(init_distributed_device(args), args.rank, args.world_size)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
