@@ -14,9 +14,11 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Tokens of a tile: its scratch (3 rows of 128 bytes a token forward, 6 backward) stays in the second-level cache.
-constexpr int64_t kForwardTile = 256;
-constexpr int64_t kBackwardTile = 256;
+// Tokens of a tile: its scratch (3 rows of 128 bytes a token forward, 7 backward) stays in the second-level cache.
+constexpr int64_t kTile = 256;
+// Up to this many tokens the forward takes one tile all the same: the pass over the tiles' sums costs more than reading
+// the scratch from the third level. Not more, since fp32 sums of one tile err in proportion to its length.
+constexpr int64_t kForwardSingleTile = 4096;
 
 template <typename Real, int Bytes>
 VRWKV_INLINE Lanes<Real, Bytes> largest_key(const Rows<const Real>& k, int64_t tokens) {
@@ -268,7 +270,7 @@ void each_safe_channel(const Shape& shape, const Channels<Real>& channels, const
 template <typename Scalar, typename Real = Accumulate<Scalar>>
 void forward(Shape shape, const Real* w, const Real* u, const Scalar* k, const Scalar* v, Scalar* y) {
   shape.lanes = kLanes<Real>;
-  shape.tile = std::min(shape.tokens, kForwardTile);
+  shape.tile = shape.tokens <= kForwardSingleTile ? shape.tokens : kTile;
   const Channels<Real> channels(shape, w, u);
   const Inputs<Scalar> in{shape, channels, k, v};
   const auto entering = entering_sums(in);
@@ -284,7 +286,7 @@ template <typename Scalar, typename Real = Accumulate<Scalar>>
 void backward(Shape shape, const Scalar* g, const Real* w, const Real* u, const Scalar* k, const Scalar* v, Real* dw,
               Real* du, Scalar* dk, Scalar* dv) {
   shape.lanes = kLanes<Real>;
-  shape.tile = std::min(shape.tokens, kBackwardTile);
+  shape.tile = std::min(shape.tokens, kTile);
   const Channels<Real> channels(shape, w, u);
   const Inputs<Scalar> in{shape, channels, k, v};
   const auto entering = entering_sums(in);
