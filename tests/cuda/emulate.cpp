@@ -1,0 +1,18 @@
+// The rest of the emulated library: the schemas of the real one, and its settings.
+#include <cuda_utils.cuh>
+// After cuda_utils.cuh, which redirects the registration:
+#include <bi_wkv/bi_wkv.cpp>
+#include <gating/gating.cpp>
+#include <q_shift/q_shift.cpp>
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// At most `max_blocks` blocks a launch; `seed` sets the order of blocks and threads.
+EXPORT void emulation_configure(int64_t max_blocks, unsigned int seed) {
+  emulation::settings.max_blocks = max_blocks;
+  emulation::settings.seed = seed;
+  emulation::settings.largest_shared_bytes = 0;
+}
+
+// Of the launches since then.
+EXPORT int64_t emulation_largest_shared_bytes() { return emulation::settings.largest_shared_bytes; }

@@ -1,0 +1,69 @@
+"""What the kernels take of a multiprocessor, by the compiler's own count."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from bi_wkv_cases import make_case
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "cuda_report.py"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("cuda_report", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["cuda_report"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def kernels(tool):
+    nvcc = tool.find_nvcc()
+    if nvcc is None:
+        pytest.skip("the report needs nvcc")
+    return tool.report(nvcc, ("8.0", "9.0"))
+
+
+def test_every_kernel_is_reported_for_every_architecture(tool, kernels):
+    names = {kernel.name for kernel in kernels}
+    assert {"forward_kernel<half>", "backward_kernel<double>", "mix_backward_kernel<bfloat16,4>"} <= names
+    assert len(kernels) == 2 * len(names)
+    assert all(name in tool.table(kernels) for name in names)
+
+
+def test_no_kernel_spills(kernels):
+    assert [(kernel.name, kernel.arch) for kernel in kernels if kernel.spill_bytes] == []
+
+
+def test_a_quarter_of_the_warps_are_resident(kernels):
+    assert [(kernel.name, kernel.arch) for kernel in kernels if kernel.occupancy < 0.25] == []
+
+
+def test_occupancy_counts_each_limit(tool):
+    def occupancy(registers=32, threads=256, shared_bytes=0):
+        return tool.Kernel("k", "8.0", registers, 0, 0, threads, shared_bytes).occupancy
+
+    assert occupancy() == 1.0
+    assert occupancy(registers=128) == 0.25
+    assert occupancy(shared_bytes=48 * 1024) == 3 * 8 / 64
+    assert occupancy(threads=32) == 0.5  # 32 blocks of one warp
+
+
+@pytest.mark.parametrize(
+    "dtype, name", [(torch.float32, "float"), (torch.bfloat16, "bfloat16"), (torch.float64, "double")]
+)
+def test_shared_memory_of_the_largest_launch(tool, emulated, dtype, name):
+    grad, *inputs = make_case(1, 257, 16).to(dtype)
+    emulated.configure()
+    emulated.bi_wkv(*inputs)
+    # The tokens are shared out evenly over tiles: one segment fewer than the most is what two tiles may take.
+    limit = tool.largest_shared_bytes(f"forward_kernel<{name}>")
+    assert 0.5 * limit < emulated.largest_shared_bytes() <= limit
+    emulated.configure()
+    emulated._bi_wkv_backward(grad, *inputs)
+    limit = tool.largest_shared_bytes(f"backward_kernel<{name}>")
+    assert 0.5 * limit < emulated.largest_shared_bytes() <= limit

@@ -1,0 +1,134 @@
+"""The emulation catches what it is there to catch: in small kernels, and in the package's own once they are broken."""
+
+import ctypes
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from bi_wkv_cases import make_case
+from emulation import HERE, OPS, Emulated, link
+from tolerances import BACKWARD, FORWARD, assert_close
+
+from vrwkv.ops.q_shift import reference
+
+THREADS = 96
+MISTAKES = {
+    "shuffle_of_half_a_warp": "reached by part of the lanes",
+    "different_barriers": "wait at different barriers",
+    "barrier_without_all": "threads have left the kernel while others wait",
+    "unwritten_shared": "read of unwritten shared memory",
+    "race": "shared memory",  # read before or after the other thread writes
+    "overwrite_after_read": "race in shared memory",
+    "shared_out_of_bounds": "shared access at byte 384 of 384",
+    "read_out_of_bounds": "global access at element 96 of 96",
+    "write_out_of_bounds": "global access at element -1 of 96",
+    "misaligned_vector": "global access not aligned",
+}
+
+
+@pytest.fixture(scope="module")
+def self_test(tmp_path_factory):
+    library = tmp_path_factory.mktemp("self_test") / "self_test.so"
+    link(library, "vrwkv_self_test", HERE / "self_test.cu")
+    function = ctypes.CDLL(str(library)).self_test
+    function.argtypes = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
+    function.restype = ctypes.c_char_p
+
+    def call(name: str) -> tuple[str, torch.Tensor]:
+        x, out = torch.arange(1.0, THREADS + 1), torch.zeros(THREADS)
+        error = function(name.encode(), x.data_ptr(), out.data_ptr(), THREADS)
+        return (error or b"").decode(), out
+
+    return call
+
+
+def test_a_right_kernel_runs(self_test):
+    error, out = self_test("block_sum")
+    assert error == "" and out[0] == THREADS * (THREADS + 1) / 2
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_named(self_test, name):
+    error, _ = self_test(name)
+    assert MISTAKES[name] in error
+
+
+BI_WKV = "bi_wkv/bi_wkv_cuda.cu"
+TILE = "bi_wkv/bi_wkv_tile.cuh"
+Q_SHIFT = "q_shift/q_shift_cuda.cu"
+REDUCE = "reduce_rows.cuh"
+# name: (kernel that is built, file, text, its replacement, part of the error or "" where results are wrong)
+FAULTS = {
+    "dropped_barrier_after_the_load": (
+        BI_WKV, BI_WKV, "    __syncthreads();\n    const KeyRange<T> range", "    const KeyRange<T> range", "shared"),
+    "dropped_barrier_between_the_sums": (
+        BI_WKV, BI_WKV, "    __syncthreads();  // before the sums of gradients take the place of those of tokens\n", "",
+        "race"),
+    "segment_ends_one_step_late": (
+        BI_WKV, TILE, "sum.gap += (segment - 1 - other) *", "sum.gap += 1 + (segment - 1 - other) *", ""),
+    "unguarded_tail_of_channels": (
+        BI_WKV, TILE, "if (channel < tile.channels) {\n        to[", "if (true) {\n        to[", "global access"),
+    "dropped_barrier_of_the_mixes": (
+        Q_SHIFT, Q_SHIFT, "      __syncthreads();  // before the sums of the next mix\n", "", "race"),
+    "unguarded_edge_of_the_grid": (
+        Q_SHIFT, Q_SHIFT, "column >= 0 && column < grid.width", "column >= 0", "global access"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory) -> dict[str, Emulated]:
+    """A library for each fault: a copy of the sources with one text replaced, float only."""
+    directory = tmp_path_factory.mktemp("faults")
+
+    def build_one(name: str) -> Emulated:
+        kernel, file, text, replacement, _ = FAULTS[name]
+        root = directory / name
+        shutil.copytree(OPS, root, ignore=shutil.ignore_patterns("*.py", "__pycache__", "*_cpu*"))
+        source = (root / file).read_text()
+        assert text in source, f"{file} has changed: adapt the fault {name}"
+        (root / file).write_text(source.replace(text, replacement))
+        text = (root / kernel).read_text()
+        text = re.sub(r",\s*ScalarType::Double, ScalarType::Half, ScalarType::BFloat16", "", text)
+        (root / kernel).write_text(text)
+        library = root / "broken.so"
+        link(library, f"vrwkv_{name}", root / kernel, root, "-O0", "-include", str(HERE / "emulate.cpp"))
+        return Emulated(library, f"vrwkv_{name}")
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(FAULTS, pool.map(build_one, FAULTS), strict=True))
+
+
+def run_bi_wkv(ops: Emulated) -> None:
+    case = make_case(3, 49, 33)
+    grad, *inputs = case.to(torch.float32)
+    assert_close(ops.bi_wkv(*inputs), case.y, FORWARD, torch.float32, scale=case.scales[0])
+    gradients = ops._bi_wkv_backward(grad, *inputs)
+    for actual, wanted, scale in zip(gradients, case.gradients, case.scales[1:], strict=True):
+        assert_close(actual, wanted, BACKWARD, torch.float32, scale=scale)
+
+
+def run_q_shift(ops: Emulated) -> None:
+    x, mixes = torch.randn(2, 15, 33), [torch.rand(33), torch.rand(33)]
+    grads = [torch.randn(2, 15, 33) for _ in mixes]
+    inputs = [tensor.double().requires_grad_() for tensor in (x, *mixes)]
+    wanted = reference.q_shift_mix(inputs[0], inputs[1:], 3, 5, 1, 0.25)
+    gradients = torch.autograd.grad(wanted, inputs, [grad.double() for grad in grads])
+    actual = ops.q_shift_mix(x, mixes, 3, 5, 1, 0.25)
+    grad_x, grad_mixes = ops._q_shift_mix_backward(grads, x, mixes, 3, 5, 1, 0.25)
+    for a, b in zip((*actual, grad_x, *grad_mixes), (*wanted, *gradients), strict=True):
+        assert_close(a, b, BACKWARD, torch.float32)
+
+
+def test_the_unbroken_kernels_pass(emulated):
+    run_bi_wkv(emulated)
+    run_q_shift(emulated)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_seeded_fault_is_caught(broken, name):
+    kernel, _, _, _, words = FAULTS[name]
+    with pytest.raises(RuntimeError if words else AssertionError) as caught:
+        (run_bi_wkv if kernel == BI_WKV else run_q_shift)(broken[name])
+    assert words in str(caught.value)

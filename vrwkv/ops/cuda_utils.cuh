@@ -1,0 +1,188 @@
+// What every CUDA kernel of the package shares: accumulator types, memory access, launches, and the checks of the host
+// functions.
+//
+// Kernels reach memory only through Global and Shared, and are launched only through launch(). Under nvcc these are
+// plain pointers and <<<>>>; tests/cuda compiles the same sources with g++ and puts checked pointers and fibres in
+// their place.
+#pragma once
+
+#if !defined(VRWKV_EMULATE_CUDA) && !defined(USE_CUDA)
+#define USE_CUDA  // or torch hides the CUDA part of its C interface
+#endif
+
+#include <math.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/Dispatch_v2.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#ifdef VRWKV_EMULATE_CUDA
+#include "emulate_cuda.h"
+#else
+#include <cuda_runtime.h>
+
+namespace vrwkv {
+
+constexpr auto kDeviceType = torch::headeronly::DeviceType::CUDA;
+
+template <typename T>
+using Global = T*;
+
+template <typename T>
+using Shared = T*;
+
+// The block's dynamic shared memory from byte `offset` on.
+template <typename T>
+__device__ __forceinline__ Shared<T> shared_at(int offset) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  return reinterpret_cast<T*>(shared_memory + offset);
+}
+
+// The elements from `position` on as one V, a vector that fills an aligned access.
+template <typename V, typename T>
+__device__ __forceinline__ const V& vector_at(const T* position) {
+  return *reinterpret_cast<const V*>(position);
+}
+
+template <typename V, typename T>
+__device__ __forceinline__ V& vector_at(T* position) {
+  return *reinterpret_cast<V*>(position);
+}
+
+// Makes the compiler load again what it has loaded: values kept from one pass over a segment to the next cost
+// registers.
+__device__ __forceinline__ void forget_loads() { asm volatile("" ::: "memory"); }
+
+template <typename T>
+Global<T> global(const torch::stable::Tensor& tensor) {
+  if constexpr (std::is_const_v<T>) {
+    return static_cast<T*>(tensor.const_data_ptr());
+  } else {
+    return static_cast<T*>(tensor.mutable_data_ptr());
+  }
+}
+
+// Makes the device of `tensor` current for its lifetime and holds that device's current stream.
+class Context {
+ public:
+  explicit Context(const torch::stable::Tensor& tensor) : guard_(tensor.get_device_index()) {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  template <typename... Parameters, typename... Arguments>
+  void run(void (*kernel)(Parameters...), unsigned int blocks, dim3 threads, size_t shared_bytes,
+           const Arguments&... arguments) const {
+    // clang-format off
+    kernel<<<blocks, threads, shared_bytes, stream_>>>(arguments...);
+    // clang-format on
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_;
+};
+
+constexpr int64_t kMaxBlocks = 2147483647;
+
+}  // namespace vrwkv
+#endif
+
+namespace vrwkv {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename scalar_t>
+using accumulate_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+
+template <typename scalar_t, int N>
+struct alignas(N * sizeof(scalar_t)) Vector {
+  scalar_t values[N];
+};
+
+// Elements of one 128-bit access.
+template <typename scalar_t>
+constexpr int kVector = 16 / sizeof(scalar_t);
+
+// e^x. For float ex2.approx: relative error below 2^-22 + |x| 2^-24, so at most 3e-8 where e^x is a weight beside a
+// weight of one and |x| its exponent.
+__device__ __forceinline__ float exponential(float x) { return __expf(x); }
+
+// For double 2^n times the Taylor series in r = x - n log 2, within two units in the last place; zero below e^-708.
+// exp() would be a call on some architectures, around which registers spill.
+__device__ __forceinline__ double exponential(double x) {
+  const double n = rint(x * 1.4426950408889634);
+  const double r = fma(n, -2.3190468138462996e-17, fma(n, -0.69314718055994529, x));
+  double sum = 1.0 / 6227020800;
+  constexpr double kInverseFactorials[] = {
+      1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720,
+      1.0 / 120,       1.0 / 24,       1.0 / 6,       1.0 / 2,      1.0,         1.0};
+#pragma unroll
+  for (int i = 0; i < 13; ++i) sum = fma(sum, r, kInverseFactorials[i]);
+  if (x < -708) return 0;
+  if (x > 709) return INFINITY;
+  return sum * __longlong_as_double((static_cast<long long>(n) + 1023) << 52);
+}
+
+// 1 / x, for float within one unit in the last place while |x| < 2^126.
+__device__ __forceinline__ float reciprocal(float x) { return __fdividef(1.0f, x); }
+__device__ __forceinline__ double reciprocal(double x) { return 1.0 / x; }
+
+// Launches a kernel that strides over `tasks` with its blocks, so that no number of tasks exceeds a grid.
+template <typename... Parameters, typename... Arguments>
+void launch(const Context& context, void (*kernel)(Parameters...), int64_t tasks, dim3 threads, size_t shared_bytes,
+            const Arguments&... arguments) {
+  if (tasks == 0) return;
+  context.run(kernel, static_cast<unsigned int>(std::min(tasks, kMaxBlocks)), threads, shared_bytes, arguments...);
+}
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Whether rows of `channels` elements that start at `tensor` may be read and written 128 bits at a time.
+inline bool is_vectorizable(const Tensor& tensor, int64_t channels) {
+  const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  return address % 16 == 0 && channels * tensor.element_size() % 16 == 0;
+}
+
+inline const char* device_name(const Tensor& tensor) { return tensor.is_cpu() ? "the CPU" : "another device"; }
+
+// The public functions have checked shapes and dtypes; an op that is called past them must not read out of bounds.
+inline void check_tokens(const char* op, const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.device().type() == kDeviceType, op, ": ", name, " must be on a CUDA device, got one on ",
+                  device_name(tensor));
+  STD_TORCH_CHECK(tensor.dim() == 3, op, ": ", name, " must have shape (B, T, C), got ", tensor.dim(), " dimensions");
+}
+
+inline void check_same(const char* op, const char* name, const Tensor& tensor, const char* other_name,
+                       const Tensor& other) {
+  STD_TORCH_CHECK(tensor.device() == other.device(), op, ": ", name, " must be on the device of ", other_name,
+                  ", CUDA device ", other.get_device_index(), ", got one on ", device_name(tensor));
+  const auto sizes = tensor.sizes(), other_sizes = other.sizes();
+  STD_TORCH_CHECK(std::equal(sizes.begin(), sizes.end(), other_sizes.begin(), other_sizes.end()), op, ": ", name,
+                  " must have the shape of ", other_name);
+  STD_TORCH_CHECK(tensor.scalar_type() == other.scalar_type(), op, ": ", name, " must have the dtype of ", other_name,
+                  ", ", torch::headeronly::toString(other.scalar_type()), ", got ",
+                  torch::headeronly::toString(tensor.scalar_type()));
+}
+
+inline void check_per_channel(const char* op, const char* name, const Tensor& tensor, const char* tokens_name,
+                              const Tensor& tokens) {
+  STD_TORCH_CHECK(tensor.device() == tokens.device(), op, ": ", name, " must be on the device of ", tokens_name,
+                  ", CUDA device ", tokens.get_device_index(), ", got one on ", device_name(tensor));
+  const ScalarType dtype = tokens.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == tokens.size(2), op, ": ", name, " must have shape (C,) = (",
+                  tokens.size(2), ",) to match ", tokens_name);
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype, op, ": ", name, " must have dtype ",
+                  torch::headeronly::toString(dtype), ", got ", torch::headeronly::toString(tensor.scalar_type()));
+}
+
+}  // namespace vrwkv

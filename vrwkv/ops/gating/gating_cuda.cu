@@ -1,0 +1,153 @@
+// The pointwise functions on CUDA: every input is read once and every output written once.
+#include <tuple>
+
+#include "../cuda_utils.cuh"
+
+namespace vrwkv {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kMaxTensors = 3;
+
+// ---- Device code ----
+
+// sigmoid(x) from e^-|x|, which cannot overflow.
+template <typename T>
+__device__ __forceinline__ T sigmoid(T x) {
+  const T e = exponential(-fabs(x));
+  return (x < 0 ? e : T(1)) * reciprocal(T(1) + e);
+}
+
+// Each function maps the values of its inputs at one place to those of its outputs.
+struct SigmoidGate {
+  static constexpr int kInputs = 2, kOutputs = 1;
+  template <typename T>
+  static __device__ __forceinline__ void apply(const T (&in)[kInputs], T (&out)[kOutputs]) {
+    out[0] = sigmoid(in[0]) * in[1];
+  }
+};
+
+struct SigmoidGateBackward {
+  static constexpr int kInputs = 3, kOutputs = 2;
+  template <typename T>
+  static __device__ __forceinline__ void apply(const T (&in)[kInputs], T (&out)[kOutputs]) {
+    const T gate = sigmoid(in[1]);
+    out[1] = in[0] * gate;
+    out[0] = out[1] * in[2] * (T(1) - gate);
+  }
+};
+
+// Written so that NaN stays NaN.
+template <typename T>
+__device__ __forceinline__ T positive(T x) {
+  return x < 0 ? T(0) : x;
+}
+
+struct SquaredRelu {
+  static constexpr int kInputs = 1, kOutputs = 1;
+  template <typename T>
+  static __device__ __forceinline__ void apply(const T (&in)[kInputs], T (&out)[kOutputs]) {
+    out[0] = positive(in[0]) * positive(in[0]);
+  }
+};
+
+struct SquaredReluBackward {
+  static constexpr int kInputs = 2, kOutputs = 1;
+  template <typename T>
+  static __device__ __forceinline__ void apply(const T (&in)[kInputs], T (&out)[kOutputs]) {
+    out[0] = in[0] * (positive(in[1]) + positive(in[1]));
+  }
+};
+
+template <typename scalar_t>
+struct Pointers {
+  Global<const scalar_t> in[kMaxTensors];
+  Global<scalar_t> out[kMaxTensors];
+};
+
+// ---- Kernel ----
+
+// A thread takes V neighbouring elements at a time; `vectors` is the number of elements over V.
+template <typename Function, typename scalar_t, int V>
+__global__ void __launch_bounds__(kThreads) map_kernel(Pointers<scalar_t> pointers, int64_t vectors) {
+  using T = accumulate_t<scalar_t>;
+  using Values = Vector<scalar_t, V>;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < vectors; i += stride) {
+    Values in[Function::kInputs], out[Function::kOutputs];
+#pragma unroll
+    for (int j = 0; j < Function::kInputs; ++j) in[j] = vector_at<Values>(pointers.in[j] + i * V);
+#pragma unroll
+    for (int element = 0; element < V; ++element) {
+      T from[Function::kInputs], to[Function::kOutputs];
+#pragma unroll
+      for (int j = 0; j < Function::kInputs; ++j) from[j] = static_cast<T>(in[j].values[element]);
+      Function::apply(from, to);
+#pragma unroll
+      for (int j = 0; j < Function::kOutputs; ++j) out[j].values[element] = static_cast<scalar_t>(to[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < Function::kOutputs; ++j) vector_at<Values>(pointers.out[j] + i * V) = out[j];
+  }
+}
+
+// ---- Host functions ----
+
+template <typename Function, typename scalar_t>
+void map_typed(const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs, scalar_t) {
+  const Context context(inputs[0]);
+  Pointers<scalar_t> pointers{};
+  for (size_t j = 0; j < inputs.size(); ++j) pointers.in[j] = global<const scalar_t>(inputs[j]);
+  for (size_t j = 0; j < outputs.size(); ++j) pointers.out[j] = global<scalar_t>(outputs[j]);
+  const int64_t elements = inputs[0].numel();
+  const auto vectorizable = [&](const Tensor& tensor) { return is_vectorizable(tensor, elements); };
+  const auto run = [&](auto width) {
+    constexpr int kWidth = decltype(width)::value;
+    const int64_t vectors = elements / kWidth;
+    launch(context, map_kernel<Function, scalar_t, kWidth>, divide_up(vectors, kThreads), dim3(kThreads), 0, pointers,
+           vectors);
+  };
+  if (std::all_of(inputs.begin(), inputs.end(), vectorizable)) {  // outputs are new and as large
+    run(std::integral_constant<int, kVector<scalar_t>>());
+  } else {
+    run(std::integral_constant<int, 1>());
+  }
+}
+
+// Applies Function to all elements of the inputs; returns its outputs, each like the last input.
+template <typename Function>
+std::vector<Tensor> map(const char* op, std::vector<Tensor> inputs) {
+  const Tensor& like = inputs.back();
+  STD_TORCH_CHECK(like.device().type() == kDeviceType, op, ": inputs must be on a CUDA device, got one on ",
+                  device_name(like));
+  for (const Tensor& input : inputs) check_same(op, "each input", input, "the last", like);
+  for (Tensor& input : inputs) input = contiguous(input);
+  std::vector<Tensor> outputs;
+  for (int j = 0; j < Function::kOutputs; ++j) outputs.push_back(torch::stable::empty_like(inputs.back()));
+  THO_DISPATCH_V2(like.scalar_type(), "gating", AT_WRAP([&] { map_typed<Function>(inputs, outputs, scalar_t()); }),
+                  ScalarType::Float, ScalarType::Double, ScalarType::Half, ScalarType::BFloat16);
+  return outputs;
+}
+
+Tensor sigmoid_gate(const Tensor& r, const Tensor& y) { return map<SigmoidGate>("sigmoid_gate", {r, y})[0]; }
+
+std::tuple<Tensor, Tensor> sigmoid_gate_backward(const Tensor& grad, const Tensor& r, const Tensor& y) {
+  const std::vector<Tensor> grads = map<SigmoidGateBackward>("_sigmoid_gate_backward", {grad, r, y});
+  return {grads[0], grads[1]};
+}
+
+Tensor squared_relu(const Tensor& x) { return map<SquaredRelu>("squared_relu", {x})[0]; }
+
+Tensor squared_relu_backward(const Tensor& grad, const Tensor& x) {
+  return map<SquaredReluBackward>("_squared_relu_backward", {grad, x})[0];
+}
+
+}  // namespace
+}  // namespace vrwkv
+
+STABLE_TORCH_LIBRARY_IMPL(vrwkv, CUDA, m) {
+  m.impl("sigmoid_gate", TORCH_BOX(&vrwkv::sigmoid_gate));
+  m.impl("_sigmoid_gate_backward", TORCH_BOX(&vrwkv::sigmoid_gate_backward));
+  m.impl("squared_relu", TORCH_BOX(&vrwkv::squared_relu));
+  m.impl("_squared_relu_backward", TORCH_BOX(&vrwkv::squared_relu_backward));
+}
