@@ -8,6 +8,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Without a GPU nobody could run the CUDA kernels, which take minutes to compile: ask for them with TORCH_CUDA_ARCH_LIST.
 export VRWKV_CUDA ?= $(if $(TORCH_CUDA_ARCH_LIST)$(wildcard /dev/nvidia0),auto,0)
+# libgomp's busy waiting makes everything many times slower where other programs want the cores too.
+export OMP_WAIT_POLICY ?= PASSIVE
 DIGITS := output/vrwkv_nano_digits
 SOURCES := setup.py $(wildcard vrwkv/ops/*.h vrwkv/ops/*.cuh vrwkv/ops/*/*.cpp vrwkv/ops/*/*.h vrwkv/ops/*/*.cu)
 
@@ -32,7 +34,7 @@ data/digits: | build
 
 $(DIGITS)/validation.json: | build data/digits
 	$(BIN)/python tools/train.py --config configs/classification/vrwkv_nano_digits.yaml --resume
-	$(BIN)/python tools/validate.py --checkpoint $(DIGITS)/best.pth --json > $@.tmp
+	$(BIN)/python tools/validate.py --checkpoint $(DIGITS)/best.pth --workers 0 --json > $@.tmp
 	mv $@.tmp $@
 
 $(DIGITS)/predictions.json: $(DIGITS)/validation.json
