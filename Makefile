@@ -11,7 +11,9 @@ export VRWKV_CUDA ?= $(if $(TORCH_CUDA_ARCH_LIST)$(wildcard /dev/nvidia0),auto,0
 # libgomp's busy waiting makes everything many times slower where other programs want the cores too.
 export OMP_WAIT_POLICY ?= PASSIVE
 DIGITS := output/vrwkv_nano_digits
-SOURCES := setup.py $(wildcard vrwkv/ops/*.h vrwkv/ops/*.cuh vrwkv/ops/*/*.cpp vrwkv/ops/*/*.h vrwkv/ops/*/*.cu)
+SOURCES := setup.py $(wildcard vrwkv/ops/*.h vrwkv/ops/*.cuh $(foreach kind,cpp h cu cuh,vrwkv/ops/*/*.$(kind)))
+
+CXX_FILES := $(filter-out setup.py,$(SOURCES)) $(wildcard tests/cuda/*.h tests/cuda/*.cpp tests/cuda/*.cu)
 
 .PHONY: build demo test bench lint format clean
 
@@ -51,13 +53,13 @@ bench: build
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(filter-out setup.py,$(SOURCES))
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/mypy
 
 format: build
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(filter-out setup.py,$(SOURCES))
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:
 	rm -rf .venv build *.egg-info output data vrwkv/*.abi3.so

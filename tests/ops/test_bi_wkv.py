@@ -201,3 +201,20 @@ def test_autocast_keeps_the_given_dtype(device):
         y = bi_wkv(*inputs)
     assert y.dtype == torch.bfloat16
     assert torch.equal(y, bi_wkv(*inputs))
+
+
+def test_operators_called_directly_check_their_input(native):
+    w, k = torch.zeros(3, device=native), torch.zeros(2, 4, 3, device=native)
+    ops = torch.ops.vrwkv
+    for call, words in [
+        (lambda: ops.bi_wkv(w[:2], w, k, k), r"bi_wkv: w must have shape \(C,\) = \(3,\)"),
+        (lambda: ops.bi_wkv(w, w.double(), k, k), "bi_wkv: u must have dtype Float, got Double"),
+        (lambda: ops.bi_wkv(w, w, k, k[:1]), "bi_wkv: v must have the shape of k"),
+        (lambda: ops._bi_wkv_backward(k[:1], w, w, k, k), "grad must have the shape of k"),
+        (lambda: ops.q_shift(k, 2, 3, 1, 0.25), r"q_shift: H \* W must be T = 4, got 2 \* 3"),
+        (lambda: ops.q_shift_mix(k, [w[:2]], 2, 2, 1, 0.25), "each of mixes must have shape"),
+        (lambda: ops._q_shift_mix_backward([], k, [w], 2, 2, 1, 0.25), "as many as mixes, 1, got 0"),
+        (lambda: ops.sigmoid_gate(k, k[:1]), "must have the shape of"),
+    ]:
+        with pytest.raises(RuntimeError, match=words):
+            call()

@@ -22,6 +22,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "op_checks.h"
+
 #ifdef VRWKV_EMULATE_CUDA
 #include "emulate_cuda.h"
 #else
@@ -98,9 +100,6 @@ constexpr int64_t kMaxBlocks = 2147483647;
 
 namespace vrwkv {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
 template <typename scalar_t>
 using accumulate_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
 
@@ -153,36 +152,10 @@ inline bool is_vectorizable(const Tensor& tensor, int64_t channels) {
   return address % 16 == 0 && channels * tensor.element_size() % 16 == 0;
 }
 
-inline const char* device_name(const Tensor& tensor) { return tensor.is_cpu() ? "the CPU" : "another device"; }
-
-// The public functions have checked shapes and dtypes; an op that is called past them must not read out of bounds.
 inline void check_tokens(const char* op, const char* name, const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.device().type() == kDeviceType, op, ": ", name, " must be on a CUDA device, got one on ",
                   device_name(tensor));
   STD_TORCH_CHECK(tensor.dim() == 3, op, ": ", name, " must have shape (B, T, C), got ", tensor.dim(), " dimensions");
-}
-
-inline void check_same(const char* op, const char* name, const Tensor& tensor, const char* other_name,
-                       const Tensor& other) {
-  STD_TORCH_CHECK(tensor.device() == other.device(), op, ": ", name, " must be on the device of ", other_name,
-                  ", CUDA device ", other.get_device_index(), ", got one on ", device_name(tensor));
-  const auto sizes = tensor.sizes(), other_sizes = other.sizes();
-  STD_TORCH_CHECK(std::equal(sizes.begin(), sizes.end(), other_sizes.begin(), other_sizes.end()), op, ": ", name,
-                  " must have the shape of ", other_name);
-  STD_TORCH_CHECK(tensor.scalar_type() == other.scalar_type(), op, ": ", name, " must have the dtype of ", other_name,
-                  ", ", torch::headeronly::toString(other.scalar_type()), ", got ",
-                  torch::headeronly::toString(tensor.scalar_type()));
-}
-
-inline void check_per_channel(const char* op, const char* name, const Tensor& tensor, const char* tokens_name,
-                              const Tensor& tokens) {
-  STD_TORCH_CHECK(tensor.device() == tokens.device(), op, ": ", name, " must be on the device of ", tokens_name,
-                  ", CUDA device ", tokens.get_device_index(), ", got one on ", device_name(tensor));
-  const ScalarType dtype = tokens.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == tokens.size(2), op, ": ", name, " must have shape (C,) = (",
-                  tokens.size(2), ",) to match ", tokens_name);
-  STD_TORCH_CHECK(tensor.scalar_type() == dtype, op, ": ", name, " must have dtype ",
-                  torch::headeronly::toString(dtype), ", got ", torch::headeronly::toString(tensor.scalar_type()));
 }
 
 }  // namespace vrwkv

@@ -6,13 +6,11 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/Dispatch_v2.h>
 
+#include "../op_checks.h"
 #include "bi_wkv_cpu_safe.h"
 
 namespace vrwkv {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // Tokens of a tile: its scratch (3 rows of 128 bytes a token forward, 7 backward) stays in the second-level cache.
 constexpr int64_t kTile = 256;
@@ -322,7 +320,15 @@ void backward(Shape shape, const Scalar* g, const Real* w, const Real* u, const 
   }
 }
 
+void check(const char* op, const Tensor& w, const Tensor& u, const Tensor& k, const Tensor& v) {
+  STD_TORCH_CHECK(k.dim() == 3, op, ": k must have shape (B, T, C), got ", k.dim(), " dimensions");
+  check_same(op, "v", v, "k", k);
+  check_per_channel(op, "w", w, "k", k);
+  check_per_channel(op, "u", u, "k", k);
+}
+
 Tensor bi_wkv(const Tensor& w, const Tensor& u, const Tensor& k, const Tensor& v) {
+  check("bi_wkv", w, u, k, v);
   const Tensor w_ = contiguous(w), u_ = contiguous(u), k_ = contiguous(k), v_ = contiguous(v);
   Tensor y = torch::stable::empty_like(k_);
   if (k_.numel() == 0) return y;
@@ -339,6 +345,8 @@ Tensor bi_wkv(const Tensor& w, const Tensor& u, const Tensor& k, const Tensor& v
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> bi_wkv_backward(const Tensor& grad, const Tensor& w, const Tensor& u,
                                                            const Tensor& k, const Tensor& v) {
+  check("_bi_wkv_backward", w, u, k, v);
+  check_same("_bi_wkv_backward", "grad", grad, "k", k);
   const Tensor g = contiguous(grad), w_ = contiguous(w), u_ = contiguous(u), k_ = contiguous(k), v_ = contiguous(v);
   Tensor dw = torch::stable::empty_like(w_), du = torch::stable::empty_like(u_);
   Tensor dk = torch::stable::empty_like(k_), dv = torch::stable::empty_like(k_);

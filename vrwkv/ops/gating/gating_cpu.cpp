@@ -8,12 +8,10 @@
 #include <array>
 
 #include "../cpu_simd.h"
+#include "../op_checks.h"
 
 namespace vrwkv {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 constexpr int64_t kGrain = 16384;  // elements that are worth a thread
 
@@ -82,6 +80,7 @@ void map_typed(const std::array<Tensor, Inputs>& inputs, const std::array<Tensor
 template <typename Function, size_t Outputs, size_t Inputs>
 std::array<Tensor, Outputs> map(std::array<Tensor, Inputs> inputs) {
   std::array<Tensor, Outputs> outputs;
+  for (const Tensor& input : inputs) check_same("gating", "each input", input, "the last", inputs.back());
   for (Tensor& input : inputs) input = contiguous(input);
   for (Tensor& output : outputs) output = torch::stable::empty_like(inputs.back());
   THO_DISPATCH_V2(inputs[0].scalar_type(), "gating", AT_WRAP([&] { map_typed<Function>(inputs, outputs, scalar_t()); }),

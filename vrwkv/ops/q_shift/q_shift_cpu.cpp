@@ -11,12 +11,10 @@
 #include <vector>
 
 #include "../cpu_simd.h"
+#include "../op_checks.h"
 
 namespace vrwkv {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 constexpr int kGroups = 5;       // left, right, above, below, and the channels that stay
 constexpr int64_t kChunk = 128;  // tokens of one task; fixed, so that sums do not depend on the number of threads
@@ -170,6 +168,13 @@ void mix_backward(const Grid& grid, int64_t tokens, const Scalar* x, const std::
   }
 }
 
+void check(const char* op, const Tensor& x, const std::vector<Tensor>& mixes, int64_t height, int64_t width) {
+  STD_TORCH_CHECK(x.dim() == 3, op, ": x must have shape (B, T, C), got ", x.dim(), " dimensions");
+  STD_TORCH_CHECK(height >= 0 && width >= 0 && height * width == x.size(1), op, ": H * W must be T = ", x.size(1),
+                  ", got ", height, " * ", width);
+  for (const Tensor& mix : mixes) check_per_channel(op, "each of mixes", mix, "x", x);
+}
+
 std::vector<Tensor> contiguous_all(const std::vector<Tensor>& tensors) {
   std::vector<Tensor> result;
   for (const Tensor& tensor : tensors) result.push_back(contiguous(tensor));
@@ -197,6 +202,7 @@ std::vector<Scalar*> mutable_pointers(const std::vector<Tensor>& tensors) {
 }
 
 Tensor q_shift(const Tensor& x, int64_t height, int64_t width, int64_t shift_pixel, double channel_gamma) {
+  check("q_shift", x, {}, height, width);
   const Tensor x_ = contiguous(x);
   Tensor out = torch::stable::empty_like(x_);
   if (x_.numel() == 0) return out;
@@ -211,6 +217,7 @@ Tensor q_shift(const Tensor& x, int64_t height, int64_t width, int64_t shift_pix
 
 std::vector<Tensor> q_shift_mix(const Tensor& x, const std::vector<Tensor>& mixes, int64_t height, int64_t width,
                                 int64_t shift_pixel, double channel_gamma) {
+  check("q_shift_mix", x, mixes, height, width);
   const Tensor x_ = contiguous(x);
   const std::vector<Tensor> mixes_ = contiguous_all(mixes);
   const std::vector<Tensor> outs = empty_like_all(std::vector<Tensor>(mixes.size(), x_));
@@ -227,6 +234,11 @@ std::vector<Tensor> q_shift_mix(const Tensor& x, const std::vector<Tensor>& mixe
 std::tuple<Tensor, std::vector<Tensor>> q_shift_mix_backward(const std::vector<Tensor>& grads, const Tensor& x,
                                                              const std::vector<Tensor>& mixes, int64_t height,
                                                              int64_t width, int64_t shift_pixel, double channel_gamma) {
+  constexpr const char* kName = "_q_shift_mix_backward";
+  check(kName, x, mixes, height, width);
+  STD_TORCH_CHECK(grads.size() == mixes.size(), kName, ": grads must be as many as mixes, ", mixes.size(), ", got ",
+                  grads.size());
+  for (const Tensor& grad : grads) check_same(kName, "each of grads", grad, "x", x);
   const Tensor x_ = contiguous(x);
   const std::vector<Tensor> grads_ = contiguous_all(grads), mixes_ = contiguous_all(mixes);
   Tensor grad_x = torch::stable::empty_like(x_);
