@@ -1,4 +1,5 @@
 # make demo   train, evaluate and use a small model on real images
+# make demo-seg  the same for segmentation
 # make test   run the tests
 # make bench  time the operators and models on a few shapes
 # make lint   check style and types
@@ -11,11 +12,13 @@ export VRWKV_CUDA ?= $(if $(TORCH_CUDA_ARCH_LIST)$(wildcard /dev/nvidia0),auto,0
 # libgomp's busy waiting makes everything many times slower where other programs want the cores too.
 export OMP_WAIT_POLICY ?= PASSIVE
 DIGITS := output/vrwkv_nano_digits
+SCENES := output/vrwkv_adapter_nano_digit_scenes
+SCENES_CONFIG := configs/segmentation/vrwkv_adapter_nano_digit_scenes.py
 SOURCES := setup.py $(wildcard vrwkv/ops/*.h vrwkv/ops/*.cuh $(foreach kind,cpp h cu cuh,vrwkv/ops/*/*.$(kind)))
 
 CXX_FILES := $(filter-out setup.py,$(SOURCES)) $(wildcard tests/cuda/*.h tests/cuda/*.cpp tests/cuda/*.cu)
 
-.PHONY: build demo test bench lint format clean
+.PHONY: build demo demo-seg test bench lint format clean
 
 build: .venv/installed vrwkv/_C.abi3.so
 
@@ -41,6 +44,24 @@ $(DIGITS)/validation.json: | build data/digits
 
 $(DIGITS)/predictions.json: $(DIGITS)/validation.json
 	$(BIN)/python tools/predict.py data/digits/samples/*.png --checkpoint $(DIGITS)/best.pth --json > $@.tmp
+	mv $@.tmp $@
+
+demo-seg: $(SCENES)/overlays.json
+	@cat $(SCENES)/result.json; echo
+	@echo "result      $(SCENES)/result.json"
+	@echo "checkpoint  $(SCENES)/last_checkpoint names it"
+	@echo "overlays    $(SCENES)/overlays"
+
+data/digit_scenes: | build
+	$(BIN)/python tools/make_digit_scenes.py $@
+
+$(SCENES)/result.json: | build data/digit_scenes
+	$(BIN)/python tools/train_segmentor.py $(SCENES_CONFIG) --work-dir $(SCENES) --resume
+	$(BIN)/python tools/test_segmentor.py $(SCENES_CONFIG) $$(cat $(SCENES)/last_checkpoint) --json $@
+
+$(SCENES)/overlays.json: $(SCENES)/result.json
+	$(BIN)/python tools/segment.py data/digit_scenes/images/val --config $(SCENES_CONFIG) \
+		--checkpoint $$(cat $(SCENES)/last_checkpoint) --out $(SCENES)/overlays --json > $@.tmp
 	mv $@.tmp $@
 
 test: build

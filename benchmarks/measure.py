@@ -1,0 +1,70 @@
+"""What the benchmarks share: interleaved medians, peak memory, the machine's name, and CSV files."""
+
+import csv
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine(device: str) -> dict[str, Any]:
+    """The columns that every row carries: processor, threads and versions."""
+    if device == "cuda":
+        processor = torch.cuda.get_device_name()
+    else:
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text().splitlines() if info.is_file() else []
+        processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+        capability = torch.backends.cpu.get_cpu_capability()
+        processor = f"{processor or platform.processor() or platform.machine()} ({capability})"
+    return {"processor": processor, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def interleaved_medians(functions: Mapping[str, Callable[[], Any]], device: str, seconds: float) -> dict[str, float]:
+    """Median time of each function in seconds, from rounds that call each in turn.
+
+    Interleaving lets a change of the machine's speed meet all functions alike. There are at least 5 rounds, and as many
+    as fit into ``seconds``, up to 100.
+    """
+
+    def call(function: Callable[[], Any]) -> float:
+        begin = time.perf_counter()
+        function()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+    for function in functions.values():
+        call(function)
+        call(function)
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    begin = time.perf_counter()
+    for done in range(100):
+        if done >= 5 and time.perf_counter() - begin > seconds:
+            break
+        for name, function in functions.items():
+            times[name].append(call(function))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def write_rows(name: str, rows: list[dict[str, Any]], folder: Path) -> Path:
+    """Write rows of one shape as ``<folder>/<name>.csv``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path

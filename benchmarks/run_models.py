@@ -1,0 +1,228 @@
+"""Times whole models beside their own GEMMs and beside DeiT, forward and training, and takes peak memory.
+
+python benchmarks/run_models.py [--short] [--device cpu|cuda] [--threads 2]
+
+Before anything is timed, the model's output must agree with the one of the pure-torch reference ops in float64.
+Peak memory is that of a fresh process that does nothing else. Writes models_<device>.csv and resolution.png.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from measure import RESULTS, interleaved_medians, machine, peak_memory, write_rows
+from torch import Tensor, nn
+
+import vrwkv  # noqa: F401
+from vrwkv.ops import _extension
+
+PAIRS = {"vrwkv_tiny_patch16_224": "deit_tiny_patch16_224", "vrwkv_small_patch16_224": "deit_small_patch16_224"}
+FORWARD = [  # model, batch, pixels; the first two are the short set
+    ("vrwkv_tiny_patch16_224", 8, 224),
+    ("vrwkv_tiny_patch16_224", 1, 512),
+    ("vrwkv_tiny_patch16_224", 1, 1024),
+    ("vrwkv_tiny_patch16_224", 1, 2048),
+    ("vrwkv_small_patch16_224", 8, 224),
+    ("vrwkv_small_patch16_224", 1, 512),
+    ("vrwkv_small_patch16_224", 1, 1024),
+]
+TRAIN = [("vrwkv_tiny_patch16_224", 8, 224), ("vrwkv_tiny_patch16_224", 1, 1024)]
+COMPILED = [("vrwkv_tiny_patch16_224", 8, 224), ("vrwkv_tiny_patch16_224", 1, 1024)]
+BFLOAT16 = [("vrwkv_tiny_patch16_224", 8, 224), ("vrwkv_tiny_patch16_224", 1, 1024)]
+
+
+def create(name: str, pixels: int, device: str) -> nn.Module:
+    """A model of random weights; DeiT is built for its image size, ours takes any."""
+    torch.manual_seed(0)
+    keywords = {} if name.startswith("vrwkv") else {"img_size": pixels}
+    return timm.create_model(name, **keywords).to(device).eval()
+
+
+def gemms(model: nn.Module, images: Tensor) -> Callable[[], Any]:
+    """The model's matrix products alone: every Linear and the patch embedding as one, on inputs made beforehand."""
+    calls: list[tuple[Tensor, Tensor, Tensor | None]] = []
+    hooks = [
+        module.register_forward_hook(lambda m, i, o: calls.append((torch.randn_like(i[0]), m.weight, m.bias)))
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    with torch.no_grad():
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    projection = model.patch_embed.proj
+    weight = projection.weight.flatten(1)
+    tokens = images.shape[0] * (images.shape[2] // 16) * (images.shape[3] // 16)
+    calls.append((images.new_empty(tokens, weight.shape[1]).normal_(), weight, projection.bias))
+
+    def run() -> None:
+        for x, w, b in calls:
+            F.linear(x, w, b)
+
+    return run
+
+
+def training_step(model: nn.Module, images: Tensor) -> Callable[[], Any]:
+    """Forward, backward and AdamW."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters())
+    target = torch.zeros(len(images), dtype=torch.long, device=images.device)
+
+    def run() -> None:
+        F.cross_entropy(model(images), target).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def forward(model: nn.Module, images: Tensor, autocast: bool = False) -> Callable[[], Any]:
+    """Inference."""
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
+            return model(images)
+
+    return run
+
+
+def check(name: str, pixels: int, device: str) -> None:
+    """Raise if the fast path of the model differs from float64 on the pure-torch ops."""
+    model, images = create(name, pixels, device), torch.randn(1, 3, pixels, pixels, device=device)
+    with torch.no_grad():
+        actual = model(images)
+        native, _extension.NATIVE_DEVICES = _extension.NATIVE_DEVICES, frozenset()
+        wanted = model.double()(images.double())
+        _extension.NATIVE_DEVICES = native
+    error = ((actual - wanted).abs().max() / wanted.abs().max()).item()
+    if not error <= 2e-5:
+        raise SystemExit(f"{name} is wrong at {pixels} px: error {error:.3g} > 2e-5")
+
+
+def measure_memory(mode: str, name: str, batch: int, pixels: int, threads: int) -> int:
+    """Peak memory in bytes of one call in a fresh process."""
+    command = [sys.executable, __file__, "--threads", str(threads), "--peak", mode, name, str(batch), str(pixels)]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def print_peak(mode: str, name: str, batch: str, pixels: str) -> None:
+    model, images = create(name, int(pixels), "cpu"), torch.randn(int(batch), 3, int(pixels), int(pixels))
+    if mode == "checkpointed":
+        model.set_grad_checkpointing()
+    (forward if mode == "forward" else training_step)(model, images)()
+    print(peak_memory())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="two sizes, forward alone, no memory")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the CSV file and the plot")
+    parser.add_argument("--peak", nargs=4, metavar=("MODE", "MODEL", "BATCH", "PIXELS"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.peak:
+        return print_peak(*args.peak)
+
+    rows: list[dict[str, Any]] = []
+
+    def measure(mode: str, case: tuple[str, int, int], functions: dict[str, Callable[[], Any]]) -> None:
+        name, batch, pixels = case
+        memory_mode = {"forward": "forward", "training": "training", "training, checkpointed": "checkpointed"}.get(mode)
+        times = interleaved_medians(functions, args.device, 3.0 if args.short else 12.0)
+        print(f"{mode}, {batch} x {pixels} px")
+        for label, seconds in times.items():
+            memory = ""
+            if memory_mode and label in (name, PAIRS[name]) and args.device == "cpu" and not args.short:
+                memory = f"{measure_memory(memory_mode, label, batch, pixels, args.threads) / 2**20:.0f}"
+            ratio = seconds / times[name]
+            print(f"  {label:40} {seconds * 1e3:10.2f} ms  {ratio:7.3f} x {name}  {memory and memory + ' MiB'}")
+            rows.append(
+                {
+                    "mode": mode,
+                    "model": label,
+                    "batch": batch,
+                    "pixels": pixels,
+                    "milliseconds": f"{seconds * 1e3:.3f}",
+                    "times_vrwkv": f"{ratio:.4f}",
+                    "images_per_second": f"{batch / seconds:.3f}",
+                    "peak_mebibytes": memory,
+                    **machine(args.device),
+                }
+            )
+
+    def images(batch: int, pixels: int) -> Tensor:
+        return torch.randn(batch, 3, pixels, pixels, device=args.device)
+
+    for name in PAIRS:
+        check(name, 224, args.device)
+    for case in FORWARD[:2] if args.short else FORWARD:
+        name, batch, pixels = case
+        model, x = create(name, pixels, args.device), images(batch, pixels)
+        peer = create(PAIRS[name], pixels, args.device)
+        functions = {name: forward(model, x), PAIRS[name]: forward(peer, x), f"{name} GEMMs": gemms(model, x)}
+        measure("forward", case, {label: torch.inference_mode()(function) for label, function in functions.items()})
+    if not args.short:
+        for case in BFLOAT16:
+            name, batch, pixels = case
+            model, x = create(name, pixels, args.device), images(batch, pixels)
+            functions = {name: forward(model, x), f"{name} bf16 autocast": forward(model, x, autocast=True)}
+            measure("forward, bf16", case, functions)
+        for case in COMPILED:
+            name, batch, pixels = case
+            torch.compiler.reset()
+            model, x = create(name, pixels, args.device), images(batch, pixels)
+            peer = create(PAIRS[name], pixels, args.device)
+            functions = {name: forward(model, x)}
+            functions[f"{name} compiled"] = forward(torch.compile(model), x)
+            functions[f"{PAIRS[name]} compiled"] = forward(torch.compile(peer), x)
+            measure("forward, compiled", case, functions)
+        for mode in ("training", "training, checkpointed"):
+            for case in TRAIN:
+                name, batch, pixels = case
+                models = {n: create(n, pixels, args.device) for n in (name, PAIRS[name])}
+                for model in models.values():
+                    model.set_grad_checkpointing(mode.endswith("checkpointed"))
+                measure(mode, case, {n: training_step(model, images(batch, pixels)) for n, model in models.items()})
+    suffix = "short" if args.short else args.device
+    print(write_rows(f"models_{suffix}", rows, args.output))
+    if not args.short:
+        draw(rows, args.output / "resolution.png")
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Time and memory of one forward pass against the size of the image."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for label in [name for pair in PAIRS.items() for name in pair]:
+        mine = [row for row in rows if row["mode"] == "forward" and row["model"] == label]
+        pixels = [row["pixels"] for row in mine]
+        for axis, values in (
+            (axes[0], [1e3 / float(row["images_per_second"]) for row in mine]),
+            (axes[1], [float(row["peak_mebibytes"] or "nan") for row in mine]),
+        ):
+            axis.plot(pixels, values, "o-" if label.startswith("vrwkv") else "o--", label=label)
+    for axis, title in ((axes[0], "milliseconds per image"), (axes[1], "peak MiB of the process")):
+        axis.set(xscale="log", yscale="log", xlabel="height and width in pixels", title=title)
+        axis.set_xticks([224, 512, 1024, 2048], ["224", "512", "1024", "2048"])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.suptitle(f"{rows[0]['processor']}, {rows[0]['threads']} threads, fp32, torch {rows[0]['torch']}", fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Times Bi-WKV and the mixes beside torch.exp, a streaming copy and attention.
+
+python benchmarks/run_ops.py [--short] [--device cpu|cuda] [--threads 2]
+
+Every shape must first agree with the float64 reference on a few channels; a shape that does not gives no row.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from measure import RESULTS, interleaved_medians, machine, write_rows
+
+from vrwkv.ops import _extension, bi_wkv, q_shift_mix, sigmoid_gate, squared_relu
+from vrwkv.ops.bi_wkv import reference
+
+SHAPES = [  # (B, T, C), dtype; the first four are the short set
+    ((8, 196, 192), torch.float32),
+    ((8, 196, 768), torch.float32),
+    ((1, 4096, 192), torch.float32),
+    ((1, 16384, 192), torch.float32),
+    ((1, 65536, 192), torch.float32),
+    ((1, 262144, 192), torch.float32),
+    ((8, 196, 192), torch.bfloat16),
+    ((1, 4096, 192), torch.bfloat16),
+    ((1, 16384, 192), torch.bfloat16),
+]
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
+ATTENTION_UP_TO = 4096  # tokens: beyond, one call takes seconds
+
+
+def inputs(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    _, tokens, channels = shape
+    w = torch.linspace(-5, 3, channels) / tokens  # as a new model has it
+    u = torch.randn(channels) / tokens
+    return [w.to(device), u.to(device), *(torch.randn(shape).to(device, dtype) for _ in range(3))]
+
+
+def check(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> None:
+    """Raise if Bi-WKV is wrong at this shape; above 4096 tokens the first ones are held against a shorter reference."""
+    w, u, k, v, _ = inputs(shape, dtype, device)
+    some = [0, shape[2] // 2, shape[2] - 1]
+    y = bi_wkv(w, u, k, v)[:1, :, some].double()
+    if shape[1] <= 4096:
+        wanted = reference.bi_wkv(*(x[..., some].double() for x in (w, u, k[:1], v[:1])))
+    else:  # the formula for one row of its matrix: the first token
+        distance = torch.arange(shape[1], device=device, dtype=torch.float64)[:, None]
+        exponent = torch.where(distance == 0, u[some].double(), -(distance - 1) * w[some].double())
+        weights = (exponent + k[0][:, some].double()).softmax(0)
+        y, wanted = y[:, :1], (weights * v[0][:, some].double()).sum(0)[None, None]
+    error = ((y - wanted).abs().max() / v.abs().max()).item()
+    if not error <= TOLERANCE[dtype]:
+        raise SystemExit(f"bi_wkv is wrong at {shape} {dtype}: error {error:.3g} > {TOLERANCE[dtype]:.3g}")
+
+
+def functions(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> dict[str, Callable[[], Any]]:
+    w, u, k, v, grad = inputs(shape, dtype, device)
+    _, tokens, channels = shape
+    mixes = [torch.rand(channels, device=device) for _ in range(3)]
+    height = next(h for h in range(int(tokens**0.5), 0, -1) if tokens % h == 0)
+    grid = (height, tokens // height)
+    copy = torch.empty_like(k)
+    result: dict[str, Callable[[], Any]] = {
+        "copy": lambda: copy.copy_(k),
+        "exp": lambda: torch.exp(k),
+        "bi_wkv": lambda: bi_wkv(w, u, k, v),
+        "q_shift_mix": lambda: q_shift_mix(k, mixes, grid),
+        "sigmoid_gate": lambda: sigmoid_gate(k, v),
+        "squared_relu": lambda: squared_relu(k),
+    }
+    if _extension.is_native(k):
+        result["bi_wkv backward"] = lambda: torch.ops.vrwkv._bi_wkv_backward(grad, w, u, k, v)
+        result["q_shift_mix backward"] = lambda: torch.ops.vrwkv._q_shift_mix_backward(
+            [grad] * 3, k, mixes, *grid, 1, 0.25
+        )
+    if tokens <= ATTENTION_UP_TO and channels % 64 == 0:
+        heads = k.unflatten(-1, (-1, 64)).transpose(1, 2)
+        result["attention"] = lambda: F.scaled_dot_product_attention(heads, heads, heads)
+    return result
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="four shapes, half a second each")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the CSV file")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rows = []
+    for shape, dtype in SHAPES[:4] if args.short else SHAPES:
+        check(shape, dtype, args.device)
+        times = interleaved_medians(functions(shape, dtype, args.device), args.device, 0.5 if args.short else 8.0)
+        dtype_name = str(dtype).removeprefix("torch.")
+        size = torch.Size(shape).numel() * dtype.itemsize
+        print(f"{shape} {dtype_name}: torch.exp {times['exp'] * 1e3:.3f} ms")
+        for name, seconds in times.items():
+            ratio = seconds / times["exp"]
+            print(f"  {name:22} {seconds * 1e3:10.3f} ms   {ratio:6.2f} x exp   {size / seconds / 1e9:6.1f} GB/s of k")
+            rows.append(
+                {
+                    "op": name,
+                    "shape": "x".join(map(str, shape)),
+                    "dtype": dtype_name,
+                    "milliseconds": f"{seconds * 1e3:.4f}",
+                    "times_exp": f"{ratio:.3f}",
+                    "nanoseconds_per_token": f"{seconds * 1e9 / (shape[0] * shape[1]):.2f}",
+                    **machine(args.device),
+                }
+            )
+    print(write_rows("ops_short" if args.short else f"ops_{args.device}", rows, args.output))
+
+
+if __name__ == "__main__":
+    main()

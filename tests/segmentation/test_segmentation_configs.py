@@ -1,0 +1,46 @@
+"""Every config builds, runs a loss, a backward and an inference on a small crop; widths are shrunk, nothing else."""
+
+import pytest
+import torch
+from classification.colours import REPOSITORY
+from mmengine.model import revert_sync_batchnorm
+from mmengine.structures import PixelData
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+
+from vrwkv.segmentation.config import load_config
+
+CONFIGS = sorted((REPOSITORY / "configs" / "segmentation").glob("vrwkv_*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config(path):
+    torch.manual_seed(0)
+    model = load_config(path).model
+    backbone, dim = model.backbone, 2 * model.backbone.get("deform_num_heads", 12)
+    backbone.init_cfg = None
+    backbone.model_args.embed_dim = dim
+    model.decode_head.update(in_channels=[dim] * 4, channels=8)
+    if "auxiliary_head" in model:
+        model.auxiliary_head.update(in_channels=dim, channels=8)
+    model.data_preprocessor.size = (64, 96)
+    segmentor = revert_sync_batchnorm(MODELS.build(model))
+    segmentor.init_weights()
+    sample = SegDataSample(metainfo=dict(img_shape=(64, 96), ori_shape=(64, 96)))
+    sample.gt_sem_seg = PixelData(data=torch.randint(0, segmentor.num_classes, (1, 64, 96)))
+    data = dict(
+        inputs=[torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)] * 2, data_samples=[sample, sample.clone()]
+    )
+    batch = segmentor.data_preprocessor(data, training=True)
+    losses = segmentor(**batch, mode="loss")
+    sum(value for name, value in losses.items() if "loss" in name).backward()
+    for name, parameter in segmentor.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    segmentor.eval()
+    with torch.no_grad():
+        results = segmentor.test_step(dict(inputs=data["inputs"][:1], data_samples=[sample]))
+    assert results[0].pred_sem_seg.data.shape == (1, 64, 96)
+
+
+def test_there_are_seven():
+    assert len(CONFIGS) == 7

@@ -1,0 +1,54 @@
+"""Training: what it leaves, resuming, testing it again, and two processes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from classification.colours import REPOSITORY
+
+from vrwkv.segmentation.checkpoint import load_checkpoint
+
+
+def test_checkpoint_is_read_safely(checkpoint):
+    content = load_checkpoint(checkpoint)
+    assert content["message_hub"]["runtime_info"]["iter"] == 3  # from 0
+    assert content["meta"]["dataset_meta"]["classes"][:3] == ("photograph", "0", "1")
+
+
+def test_same_numbers_again(run, config_path, checkpoint, test_segmentor, tmp_path):
+    argv = [str(config_path), str(checkpoint), "--json", str(tmp_path / "result.json")]
+    assert test_segmentor(argv) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    log = next(run.glob("*/vis_data/scalars.json")).read_text().splitlines()
+    logged = next(json.loads(line) for line in log if "mIoU" in line)
+    for name in ("aAcc", "mIoU", "mAcc"):
+        assert result[name] == pytest.approx(logged[name])
+    assert test_segmentor([*argv, "--tta"]) == 0
+
+
+def test_resumed_training(run, config_path, train_segmentor, tmp_path):
+    """Resumes with the optimizer's state; the first iteration after it starts from the same weights."""
+    argv = [str(config_path), "--work-dir", str(tmp_path / "work")]
+    assert train_segmentor([*argv, "--cfg-options", "train_cfg.max_iters=2"]) == 0
+    half = load_checkpoint(tmp_path / "work" / "iter_2.pth")
+    assert train_segmentor([*argv, "--resume"]) == 0
+    full = load_checkpoint(tmp_path / "work" / "iter_4.pth")
+    steps = [next(iter(each["optimizer"]["state"].values()))["step"].item() for each in (half, full)]
+    assert steps == [2, 4]
+    torch.testing.assert_close(half["state_dict"], load_checkpoint(run / "iter_2.pth")["state_dict"])
+
+
+def test_two_processes(config_path, test_segmentor, subprocess_environment, tmp_path):
+    """SyncBN falls back to BN, both processes train on their share, and one set of files is left."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    options = ["model.backbone.norm_cfg.type=SyncBN", "train_cfg.max_iters=2", "train_cfg.val_interval=2"]
+    command = [*torchrun, str(REPOSITORY / "tools/train_segmentor.py"), str(config_path), "--work-dir", str(tmp_path)]
+    result = subprocess.run(
+        [*command, "--cfg-options", *options], env=subprocess_environment, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert (result.stdout + result.stderr).count("Iter(train) [2/2]") == 1
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["iter_2.pth"]
+    assert test_segmentor([str(config_path), str(tmp_path / "iter_2.pth")]) == 0

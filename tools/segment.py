@@ -1,0 +1,49 @@
+"""Colours what is in pictures: for each an overlay with a legend and a mask of class indices.
+
+python tools/segment.py photo.jpg --config CONFIG --checkpoint CHECKPOINT --out output/segments
+python tools/segment.py photos/ more/*.png --config CONFIG --checkpoint CHECKPOINT --out output/segments --json
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vrwkv.classification.errors import command_line
+
+
+@command_line
+def main(argv: Sequence[str] | None = None) -> int:
+    # In here, so that a missing mmsegmentation takes one line to tell.
+    from vrwkv.segmentation.config import DictAction
+    from vrwkv.segmentation.files import find_pictures, segment_files
+    from vrwkv.segmentation.segment import load_segmentor
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER")
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--opacity", type=float, default=0.5, help="of the colours, 0 to 1 (default: 0.5)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", dest="options")
+    args = parser.parse_args(argv)
+    pictures = find_pictures(args.images)
+    model = load_segmentor(args.config, args.checkpoint, args.device, args.options)
+    results = segment_files(model, pictures, args.out, args.opacity)
+    if args.json:
+        print(json.dumps(results, indent=2))
+    for result in results:
+        if "error" in result:
+            print(f"error: {result['error']}", file=sys.stderr)
+        elif not args.json:
+            print(result["overlay"])
+            for label, share in result["shares"].items():
+                print(f"  {100 * share:5.1f} %  {label}")
+    return int(any("error" in result for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

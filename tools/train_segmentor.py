@@ -1,0 +1,39 @@
+"""Trains a segmentor.
+
+python tools/train_segmentor.py configs/segmentation/vrwkv_adapter_nano_digit_scenes.py
+torchrun --nproc_per_node=8 tools/train_segmentor.py CONFIG --work-dir output/run1 --amp
+python tools/train_segmentor.py CONFIG --work-dir output/run1 --resume
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from vrwkv.classification.errors import command_line
+
+
+@command_line
+def main(argv: Sequence[str] | None = None) -> int:
+    # In here, so that a missing mmsegmentation takes one line to tell.
+    from vrwkv.segmentation.config import DictAction
+    from vrwkv.segmentation.runner import train
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("--work-dir", metavar="DIR", help="default: the config's, or output/ and the config's name")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="auto|PATH",
+        help="go on from a checkpoint; auto (the default) takes the latest in the work folder",
+    )
+    parser.add_argument("--amp", action="store_true", help="mixed precision")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", dest="options")
+    args = parser.parse_args(argv)
+    train(**vars(args))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Checkpoints of mmengine, of mmseg 0.x and of the authors: read without running code from them."""
+
+import pickle
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from torch import Tensor, nn
+
+from vrwkv.classification import checkpoint
+from vrwkv.classification.errors import UserError
+
+
+def _history_method(owner: Any, name: str) -> Any:
+    """What mmengine's checkpoints need of `getattr`, and nothing else of it."""
+    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+        raise pickle.UnpicklingError(f"getattr({owner!r}, {name!r}) is not allowed")
+    return getattr(owner, name)
+
+
+_array = np.zeros(1).__reduce__()[0]
+_scalar = np.float64(0).__reduce__()[0]
+_SAFE = [
+    HistoryBuffer,
+    (_history_method, "builtins.getattr"),
+    *((function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")  # numpy 1 and 2
+      for function, name in ((_array, "_reconstruct"), (_scalar, "scalar"))),
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64")),
+]  # fmt: skip
+"""What mmengine's training log in a checkpoint consists of, beside what torch allows by itself."""
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint, tensors on the CPU.
+
+    Raises:
+        UserError: the file is missing or no checkpoint, or it wants to run code.
+    """
+    try:
+        with torch.serialization.safe_globals(_SAFE):
+            return checkpoint.load(path)
+    except UserError as error:
+        if not isinstance(error.__cause__, pickle.UnpicklingError) or Path(path).stat().st_size == 0:
+            raise
+        found = re.search(r"GLOBAL (\S+)|(getattr\(.*?\))", str(error.__cause__))
+        wants = f" (it asks for {found[1] or found[2]})" if found else ""
+        raise UserError(
+            f"{path} is not a checkpoint that can be read safely{wants}; if you trust it, keep its weights alone: "
+            f"python -c \"import torch; c = torch.load('{path}', weights_only=False); m = c.get('meta', {{}}); "
+            "torch.save({'state_dict': c['state_dict'], 'meta': {k: m[k] for k in ('CLASSES', 'PALETTE') if k in m}}, "
+            "'safe.pth')\""
+        ) from error
+
+
+_ADAPTER = re.compile(r"(spm|interactions|up|norms|norm[1-4]|pyramid)\.|level_embed$")
+"""Parameters of the backbones, by the authors' names and ours, that are none of the timm model."""
+
+
+def _adapter_name(name: str) -> str:
+    name = name.replace(".dwconv.dwconv.", ".dwconv.")
+    return re.sub(r"^norm([1-4])\.", lambda found: f"norms.{int(found[1]) - 1}.", name)
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], backbone: nn.Module) -> dict[str, Tensor]:
+    """Turn the content of a checkpoint into a state dict of `VRWKV` or `VRWKVAdapter`.
+
+    Args:
+        state_dict: what the authors published, for classification or segmentation, as a whole or its ``state_dict``
+            entry, with or without the prefix ``backbone.``; or our own, of a timm model, a backbone or a segmentor.
+        backbone: the backbone to load it into; its position embedding says which grid is wanted.
+
+    Returns:
+        Parameters by the names of the backbone, without heads and without a final norm that it does not have.
+    """
+    for entry in ("state_dict", "model"):
+        state_dict = state_dict.get(entry, state_dict)
+    if any(name.startswith("backbone.") for name in state_dict):
+        state_dict = {n.removeprefix("backbone."): t for n, t in state_dict.items() if n.startswith("backbone.")}
+    model: Any = backbone.vrwkv
+    convert = sys.modules[type(model).__module__].checkpoint_filter_fn
+    rest = {n.removeprefix("vrwkv."): t for n, t in state_dict.items() if not _ADAPTER.match(n)}
+    unused = ("head.", "pre_logits.", *(("norm.",) if isinstance(model.norm, nn.Identity) else ()))
+    return {
+        **{f"vrwkv.{n}": t for n, t in convert(rest, model).items() if not n.startswith(unused)},
+        **{_adapter_name(n): t for n, t in state_dict.items() if _ADAPTER.match(n)},
+    }
+
+
+def load_pretrained(backbone: nn.Module, path: str | Path) -> None:
+    """Fill a backbone from a classification checkpoint; what that does not have keeps its initial values.
+
+    Raises:
+        UserError: no or bad checkpoint, or one of another model.
+    """
+    weights = checkpoint_filter_fn(checkpoint.weights_of(load_checkpoint(path), path), backbone)
+    own = backbone.state_dict()
+    new = {name: own[name] for name in own if not name.startswith("vrwkv.") or ".gamma" in name}
+    _check(new | weights, own, path)
+    backbone.load_state_dict(new | weights)
+
+
+def load_weights(segmentor: Any, content: dict[str, Any], path: str | Path) -> None:
+    """Fill a segmentor from the content of a checkpoint of mmengine, of mmseg 0.x or of the authors.
+
+    Raises:
+        UserError: the checkpoint is of another model or of another number of classes.
+    """
+    weights = checkpoint.weights_of(content, path)
+    if "decode_head.conv_seg.weight" not in weights:
+        raise UserError(f"checkpoint {path} is of no segmentor: it has no decode_head.conv_seg.weight")
+    given, wanted = len(weights["decode_head.conv_seg.weight"]), segmentor.out_channels
+    if given != wanted:
+        raise UserError(f"checkpoint {path} has {given} classes, the config has {wanted}")
+    if hasattr(segmentor.backbone, "vrwkv"):
+        backbone = checkpoint_filter_fn(weights, segmentor.backbone)
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("backbone.")}
+        weights.update({f"backbone.{name}": tensor for name, tensor in backbone.items()})
+    _check(weights, segmentor.state_dict(), path)
+    segmentor.load_state_dict(weights)
+
+
+def _check(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> None:
+    problems = {
+        "missing": [name for name in own if name not in weights],
+        "unexpected": [name for name in weights if name not in own],
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} for {tuple(tensor.shape)}"
+            for name, tensor in own.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ],
+    }
+    found = [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+        for kind, names in problems.items()
+        if names
+    ]
+    if found:
+        raise UserError(f"checkpoint {path} is of another model than the config: {'; '.join(found)}")

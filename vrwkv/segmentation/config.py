@@ -1,0 +1,101 @@
+"""Reading mmengine's configs, and checking what they name before it is used."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.config import DictAction as DictAction
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS
+
+from vrwkv.classification.errors import UserError, first_line, nearest
+
+MAX_CLASSES = 256  # of an 8-bit mask
+
+
+def load_config(config: str | Path | Config, options: Mapping[str, Any] | None = None) -> Config:
+    """A config, with overrides of its keys.
+
+    Raises:
+        UserError: there is no such file, it is broken, or an override does not fit.
+    """
+    try:
+        cfg = config.copy() if isinstance(config, Config) else Config.fromfile(config)
+    except FileNotFoundError as error:
+        raise UserError(f"config {config} does not exist") from error
+    except Exception as error:  # a config is a program
+        raise UserError(f"config {config} cannot be read: {first_line(error)}") from error
+    known = [*cfg, "load_from", "randomness", "work_dir"]
+    for key in options or {}:
+        if (first := key.partition(".")[0]) not in known:
+            raise UserError(f"the config has no key {first!r}{nearest(first, known)}")
+    try:
+        cfg.merge_from_dict(dict(options or {}))
+    except (AssertionError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"an override does not fit the config: {first_line(error)}") from error
+    if "type" not in cfg.get("model", {}):
+        raise UserError(f"config {cfg.filename} has no model")
+    init_default_scope(cfg.get("default_scope", "mmseg"))
+    return cfg
+
+
+def loaders(cfg: Config) -> Iterator[tuple[str, Any]]:
+    """The names and settings of the config's dataloaders that read images and masks."""
+    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        if cfg.get(name) and "data_prefix" in cfg[name].dataset:
+            yield name, cfg[name].dataset
+
+
+def meta_of(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Class names and palette in a dataset's settings, or else of its type, as far as they are given."""
+    return dataset.get("metainfo") or getattr(DATASETS.get(dataset["type"]), "METAINFO", {})
+
+
+def check_data(cfg: Config, names: tuple[str, ...]) -> None:
+    """Make sure that the folders of the named dataloaders exist, and that their classes are as many as the model's.
+
+    Raises:
+        UserError: otherwise.
+    """
+    for name, dataset in loaders(cfg):
+        if name not in names:
+            continue
+        for kind, folder in dataset.data_prefix.items():
+            path = Path(dataset.get("data_root") or "", folder)
+            if not path.is_dir():
+                raise UserError(f"{name}: the {kind} folder {path} does not exist; set {name}.dataset.data_root")
+            if not any(path.iterdir()):
+                raise UserError(f"{name}: the {kind} folder {path} is empty")
+        classes, wanted = len(meta_of(dataset).get("classes", [])), cfg.model.decode_head.num_classes
+        if classes and classes != wanted:
+            raise UserError(f"{name} has {classes} classes, model.decode_head.num_classes is {wanted}")
+
+
+def dataset_meta(meta: Mapping[str, Any], cfg: Config, num_classes: int) -> dict[str, Any]:
+    """Class names and palette: of a checkpoint's `meta`, else of the config's data.
+
+    Raises:
+        UserError: there are more classes than a mask can hold, or the checkpoint names another number of them.
+    """
+    if num_classes > MAX_CLASSES:
+        raise UserError(f"a mask holds {MAX_CLASSES} classes at most, the model has {num_classes}")
+    found = meta.get("dataset_meta") or {key.lower(): meta[key] for key in ("CLASSES", "PALETTE") if key in meta}
+    if not found.get("classes"):  # weights alone
+        datasets = (meta_of(dataset) for _, dataset in loaders(cfg))
+        found = next((info for info in datasets if len(info.get("classes", [])) == num_classes), {})
+    classes = list(found.get("classes") or map(str, range(num_classes)))
+    palette = list(found.get("palette") or default_palette(num_classes))
+    if len(classes) != num_classes or len(palette) != num_classes:
+        raise UserError(
+            f"the checkpoint names {len(classes)} classes and {len(palette)} colours, the config has {num_classes}"
+        )
+    return {"classes": classes, "palette": palette}
+
+
+def default_palette(num_classes: int) -> list[list[int]]:
+    """Colours that are easy to tell apart, black first: bits of the class index spread over the three channels."""
+    return [
+        [sum((index >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3)]
+        for index in range(num_classes)
+    ]

@@ -1,0 +1,74 @@
+"""Segmenting many picture files into a folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from vrwkv.classification.errors import UserError
+from vrwkv.segmentation.draw import draw_mask, draw_overlay
+from vrwkv.segmentation.segment import segment
+
+
+def find_pictures(paths: Sequence[Path]) -> list[Path]:
+    """The given files, and for a folder all pictures in it by name.
+
+    Raises:
+        UserError: a folder holds no pictures.
+    """
+    known = Image.registered_extensions()
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = [file for file in sorted(path.iterdir()) if file.suffix.lower() in known]
+            if not inside:
+                raise UserError(f"folder {path} holds no pictures")
+            found += inside
+        else:
+            found.append(path)
+    return found
+
+
+def segment_files(model: nn.Module, pictures: Sequence[Path], out: Path, opacity: float) -> list[dict[str, Any]]:
+    """Writes NAME_overlay.png and NAME_mask.png for each picture; shows a bar on stderr where there are many.
+
+    Args:
+        model: From `load_segmentor`.
+        pictures: Picture files; a second one of a name gets a number.
+        out: Folder to write to.
+        opacity: Of the colours in the overlay, 0 to 1.
+
+    Returns:
+        For each picture {"image", "overlay", "mask", "shares"}: paths, and the share of the area by class, the largest
+        first; or {"image", "error"} where it cannot be read or the results cannot be written.
+
+    Raises:
+        UserError: `out` cannot be created, or `opacity` is out of range.
+    """
+    if not 0 <= opacity <= 1:
+        raise UserError(f"opacity must lie between 0 and 1, not {opacity}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}") from error
+    results = []
+    names: set[str] = set()
+    for path in tqdm(pictures, unit="picture", disable=len(pictures) == 1):
+        name = path.stem if path.stem not in names else f"{path.stem}-{len(names)}"
+        names.add(name)
+        overlay, mask = out / f"{name}_overlay.png", out / f"{name}_mask.png"
+        result: dict[str, Any] = {"image": str(path)}
+        try:
+            found = segment(model, path)
+            draw_overlay(found, opacity).save(overlay)
+            draw_mask(found).save(mask)
+        except (UserError, OSError) as error:
+            result["error"] = str(error)
+        else:
+            shares = {label: round(share, 6) for label, share in found.shares().items()}
+            result.update(overlay=str(overlay), mask=str(mask), shares=shares)
+        results.append(result)
+    return results
