@@ -1,7 +1,7 @@
 # command:  make demo-seg, or python tools/train_segmentor.py configs/segmentation/vrwkv_adapter_nano_digit_scenes.py
-# hardware: 2 CPU cores
-# time:     TIME
-# result:   RESULT
+# hardware: 2 cores of an AMD EPYC that other programs shared
+# time:     7 min 40 s with testing and overlays (6 min 10 s of processor time)
+# result:   80.5 % mIoU on the validation scenes
 custom_imports = dict(imports="vrwkv.segmentation")
 default_scope = "mmseg"
 log_processor = dict(by_epoch=False)
@@ -148,6 +148,6 @@ default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type="ParamSchedulerHook"),
-    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=200, max_keep_ckpts=1),
+    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=150, max_keep_ckpts=1),
     sampler_seed=dict(type="DistSamplerSeedHook"),
 )

@@ -1,6 +1,7 @@
 """Small scenes, a config that trains on them in seconds, and a segmentor trained so, shared by this folder's tests."""
 
 import importlib.util
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,12 @@ CONFIGS = REPOSITORY / "configs" / "segmentation"
 def one_thread() -> None:
     """More threads than cores make tiny operations a hundred times slower."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def closed_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mmengine's loggers outlive a test and write to the stream that pytest has captured and closed."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)
 
 
 @pytest.fixture(scope="session")

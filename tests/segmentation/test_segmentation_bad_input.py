@@ -108,9 +108,8 @@ def test_earlier_run_is_not_overwritten(run, config_path, train_segmentor, error
     assert "holds an earlier run: add --resume" in error(train_segmentor, [config_path, "--work-dir", run])
 
 
-def test_nothing_to_resume(config_path, train_segmentor, error, tmp_path):
+def test_weights_alone_cannot_be_resumed(config_path, train_segmentor, error, tmp_path):
     argv = [config_path, "--work-dir", tmp_path, "--resume"]
-    assert f"no checkpoint in {tmp_path} to resume from" in error(train_segmentor, argv)
     torch.save({"state_dict": {"x": torch.zeros(1)}}, tmp_path / "x.pth")
     assert "has no training state" in error(train_segmentor, [*argv, tmp_path / "x.pth"])
 

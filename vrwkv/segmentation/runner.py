@@ -28,7 +28,8 @@ def train(
     Args:
         config: A config of mmsegmentation.
         work_dir: Where checkpoints and logs go; by default the config's, or output/ and the config's name.
-        resume: None starts anew, "auto" goes on from the latest checkpoint in the work folder, or a checkpoint.
+        resume: None starts anew, "auto" goes on from the latest checkpoint in the work folder, if there is one, or a
+            checkpoint.
         amp: Mixed precision, on a GPU.
         options: Overrides of keys of the config.
 
@@ -44,14 +45,12 @@ def train(
             raise UserError("mixed precision needs a GPU")
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.loss_scale = "dynamic"
-    if resume:
-        path = find_latest_checkpoint(cfg.work_dir) if resume == "auto" else resume
-        if path is None:
-            raise UserError(f"no checkpoint in {cfg.work_dir} to resume from")
+    path = find_latest_checkpoint(cfg.work_dir) if resume in (None, "auto") else resume
+    if resume and path:
         if "optimizer" not in load_checkpoint(path):
             raise UserError(f"checkpoint {path} has no training state; load_from starts from its weights")
         cfg.load_from, cfg.resume = str(path), True
-    elif find_latest_checkpoint(cfg.work_dir):
+    elif path:
         raise UserError(f"{cfg.work_dir} holds an earlier run: add --resume, or choose another work folder")
     _build(cfg).train()
     return Path(cfg.work_dir)
