@@ -2,7 +2,7 @@
 #               configs/segmentation/vrwkv_adapter_large_upernet_ade20k_512_160k.py
 # hardware: 8 GPUs
 # time:     not run
-# result:   not run; the authors report 53.5 mIoU
+# result:   not run
 #
 # Starts from the authors' vrwkv_l_in22k_192.pth (huggingface.co/OpenGVLab/Vision-RWKV), which is to lie in pretrained/.
 # The authors trained in fp16 with a loss scale from 512 (--amp here).

@@ -2,7 +2,7 @@
 #               configs/segmentation/vrwkv_adapter_tiny_upernet_ade20k_512_160k.py
 # hardware: 8 GPUs
 # time:     not run
-# result:   not run; the authors report 43.3 mIoU
+# result:   not run
 #
 # Starts from the authors' vrwkv_t_in1k_224.pth (huggingface.co/OpenGVLab/Vision-RWKV), which is to lie in pretrained/.
 # The authors trained in fp16 with a loss scale from 512 (--amp here).
