@@ -9,7 +9,7 @@
 namespace vrwkv {
 
 // One step of a kernel works on 128 bytes of neighbouring channels, two cache lines: 32 floats or 16 doubles.
-constexpr int kBlockBytes = 128;
+constexpr int kBlockBytes = 64;
 template <typename Real>
 constexpr int kLanes = kBlockBytes / sizeof(Real);
 
@@ -59,34 +59,34 @@ VRWKV_INLINE Lanes<Real, Bytes> max(const Lanes<Real, Bytes>& a, const Lanes<Rea
   return result;
 }
 
-// What exp needs of a type: exp(x) = 2^n p(r) with x = n log 2 + r, |r| <= log(2) / 2. The coefficients, from the
-// constant up, are the Chebyshev fit of exp on that interval: relative error 8e-8 (float), 4e-18 (double).
+// What exp needs of a type: e^x = 2^n p(r) with x log2(e) = n + r, |r| <= 1/2. The coefficients, from the constant up,
+// are the minimax fit of 2^r on that interval: relative error 8e-8 (float), 3e-18 (double).
 template <typename Real>
 struct ExpTraits;
 template <>
 struct ExpTraits<float> {
   typedef int32_t Int;
-  static constexpr float kLowest = -87.0f;      // exp stays a normal number; what lies below gives exp(kLowest)
-  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  static constexpr float kLog2High = 0.693145751953125f, kLog2Low = 1.42860682030941723e-6f;
-  static constexpr int kMantissa = 23, kBias = 127;
-  static constexpr float kPolynomial[] = {1.0000000755002300f,  1.0000000107780401f,   0.49998868925286087f,
-                                          0.16666505195758111f, 0.041917557541362651f, 0.0083691556676973968f};
+  static constexpr float kLowest = -126;  // of n: what lies below gives the smallest normal number
+  // 1.5 * 2^23, which leaves the nearest integer in the low bits of a sum, and the bias of the exponent.
+  static constexpr float kRound = 12582912.0f + 127;
+  static constexpr int kMantissa = 23;
+  static constexpr float kPolynomial[] = {1.00000007f,   0.693146967f,   0.240221197f,
+                                          0.0555071327f, 0.00967554134f, 0.00132764726f};
 };
 template <>
 struct ExpTraits<double> {
   typedef int64_t Int;
-  static constexpr double kLowest = -708.0;
-  static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr double kLog2High = 0.693147180369123816490, kLog2Low = 1.90821492927058770002e-10;
-  static constexpr int kMantissa = 52, kBias = 1023;
-  static constexpr double kPolynomial[] = {0.99999999999999999693, 0.99999999999999999976, 0.50000000000000184039,
-                                           0.1666666666666668082,  0.04166666666648795252, 0.0083333333333195896,
-                                           0.0013888888952352863,  0.00019841269890076403, 2.4801485441561313e-5,
-                                           2.7557240887228986e-6,  2.7632654722527792e-7,  2.5110049204818660e-8};
+  static constexpr double kLowest = -1022;
+  static constexpr double kRound = 6755399441055744.0 + 1023;  // 1.5 * 2^52 and the bias
+  static constexpr int kMantissa = 52;
+  static constexpr double kPolynomial[] = {
+      0.9999999999999999971,    0.69314718055994533046,   0.24022650695910156204,   0.055504108664819921605,
+      0.0096181291075883352443, 0.0013333558146789921722, 1.5403530462514432062e-4, 1.5252733489988525649e-5,
+      1.321543308967639918e-6,  1.0178198021671930844e-7, 7.0741056135081427963e-9, 4.4352827069572771511e-10};
 };
 
-// exp(x) for x up to the type's overflow; below ExpTraits::kLowest it stays at that point's value; NaN gives NaN.
+// e^x for x up to the type's overflow; the rounding of x log2(e) adds |x| / 2 units in the last place to the error
+// above. NaN gives NaN.
 template <typename Real, int Bytes>
 VRWKV_INLINE Lanes<Real, Bytes> exp(const Lanes<Real, Bytes>& x) {
   using Traits = ExpTraits<Real>;
@@ -95,15 +95,13 @@ VRWKV_INLINE Lanes<Real, Bytes> exp(const Lanes<Real, Bytes>& x) {
   constexpr int kDegree = sizeof(Traits::kPolynomial) / sizeof(Real) - 1;
   Lanes<Real, Bytes> result;
   for (int i = 0; i < result.kVectors; ++i) {
-    const Vector lowest = Traits::kLowest - Vector{};
-    const Vector y = x.part[i] < lowest ? lowest : x.part[i];
-    const Vector shifted = y * Real(1.4426950408889634) + Traits::kRound;
-    const Vector n = shifted - Traits::kRound;
-    const Vector r = (y - n * Traits::kLog2High) - n * Traits::kLog2Low;
+    const Vector lowest = Traits::kLowest - Vector{}, scaled = x.part[i] * Real(1.4426950408889634);
+    const Vector y = lowest > scaled ? lowest : scaled;
+    const Vector shifted = y + Traits::kRound;
+    const Vector r = y - (shifted - Traits::kRound);
     Vector p = Traits::kPolynomial[kDegree] - Vector{};
     for (int j = kDegree - 1; j >= 0; --j) p = p * r + Traits::kPolynomial[j];
-    const IntVector exponent = reinterpret_cast<IntVector>(shifted) + Traits::kBias;
-    result.part[i] = p * reinterpret_cast<Vector>(exponent << Traits::kMantissa);
+    result.part[i] = p * reinterpret_cast<Vector>(reinterpret_cast<IntVector>(shifted) << Traits::kMantissa);
   }
   return result;
 }
@@ -117,39 +115,6 @@ VRWKV_INLINE Lanes<Real, Bytes> sigmoid(const Lanes<Real, Bytes>& x) {
   L numerator;
   for (int i = 0; i < L::kVectors; ++i) numerator.part[i] = x.part[i] < zero.part[i] ? e.part[i] : one.part[i];
   return numerator / (one + e);
-}
-
-// The type that values of a tensor are computed in.
-template <typename Scalar>
-using Accumulate = std::conditional_t<std::is_same_v<Scalar, double>, double, float>;
-
-// `count` neighbouring elements, at most a block, as accumulator values; the lanes behind them are 0.
-template <typename Scalar, int Bytes, typename Real = Accumulate<Scalar>>
-VRWKV_INLINE Lanes<Real, Bytes> read_block(const Scalar* from, int64_t count) {
-  if constexpr (std::is_same_v<Scalar, Real>) {
-    if (count == kLanes<Real>) return Lanes<Real, Bytes>::load(from);
-  }
-  Real values[kLanes<Real>];
-  if (count == kLanes<Real>) {
-    for (int i = 0; i < kLanes<Real>; ++i) values[i] = static_cast<Real>(from[i]);
-  } else {
-    for (int i = 0; i < kLanes<Real>; ++i) values[i] = i < count ? static_cast<Real>(from[i]) : Real(0);
-  }
-  return Lanes<Real, Bytes>::load(values);
-}
-
-template <typename Scalar, int Bytes, typename Real = Accumulate<Scalar>>
-VRWKV_INLINE void write_block(const Lanes<Real, Bytes>& block, Scalar* to, int64_t count) {
-  if constexpr (std::is_same_v<Scalar, Real>) {
-    if (count == kLanes<Real>) return block.store(to);
-  }
-  Real values[kLanes<Real>];
-  block.store(values);
-  if (count == kLanes<Real>) {
-    for (int i = 0; i < kLanes<Real>; ++i) to[i] = static_cast<Scalar>(values[i]);
-  } else {
-    for (int i = 0; i < count; ++i) to[i] = static_cast<Scalar>(values[i]);
-  }
 }
 
 // An instruction set as the width of its vectors. Kernel::run<Bytes>(args...) is compiled for each and picked once.

@@ -42,7 +42,7 @@ def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     accumulate = torch.float64 if k.dtype == torch.float64 else torch.float32
     w, u = w.to(accumulate), u.to(accumulate)
     if _extension.is_native(k):
-        return torch.ops.vrwkv.bi_wkv(w, u, k, v)
+        return torch.ops.vrwkv.bi_wkv.default(w, u, k, v)
     return torch_impl.bi_wkv(w, u, k, v)
 
 
@@ -61,6 +61,6 @@ if _extension.NATIVE_DEVICES:
         ctx.save_for_backward(*inputs)
 
     def _backward(ctx, grad: Tensor):
-        return torch.ops.vrwkv._bi_wkv_backward(grad, *ctx.saved_tensors)
+        return torch.ops.vrwkv._bi_wkv_backward.default(grad, *ctx.saved_tensors)
 
     torch.library.register_autograd("vrwkv::bi_wkv", _backward, setup_context=_setup_context)

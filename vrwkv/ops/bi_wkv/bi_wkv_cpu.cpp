@@ -6,31 +6,64 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/Dispatch_v2.h>
 
+#include "../cpu_memory.h"
 #include "../op_checks.h"
 #include "bi_wkv_cpu_safe.h"
 
 namespace vrwkv {
 namespace {
 
-// Tokens of a tile: its scratch (3 rows of 128 bytes a token forward, 7 backward) stays in the second-level cache.
+// Tokens of a tile: its scratch (4 rows of kBlockBytes a token forward, 8 backward) stays in the second-level cache.
 constexpr int64_t kTile = 256;
-// Up to this many tokens the forward takes one tile all the same: the pass over the tiles' sums costs more than reading
-// the scratch from the third level. Not more, since fp32 sums of one tile err in proportion to its length.
-constexpr int64_t kForwardSingleTile = 4096;
-
-template <typename Real, int Bytes>
-VRWKV_INLINE Lanes<Real, Bytes> largest_key(const Rows<const Real>& k, int64_t tokens) {
-  auto result = Lanes<Real, Bytes>::all(std::numeric_limits<Real>::lowest());
-  for (int64_t t = 0; t < tokens; ++t) result = max(Lanes<Real, Bytes>::load(k[t]), result);
-  return result;
-}
-
 template <typename Scalar>
 struct Inputs {
   using Real = Accumulate<Scalar>;
   Shape shape;
   const Channels<Real>& channels;
   const Scalar *k, *v;
+
+  template <int Bytes>
+  VRWKV_INLINE Lanes<Real, Bytes> row(const Scalar* tensor, const Item& item, int64_t t) const {
+    return read_block<Scalar, Bytes>(tensor + item.offset + t * shape.channels, item.lanes);
+  }
+  template <int Bytes>
+  VRWKV_INLINE Lanes<Real, Bytes> largest_key(const Item& item) const {
+    auto result = Lanes<Real, Bytes>::all(std::numeric_limits<Real>::lowest());
+    for (int64_t t = 0; t < item.tokens; ++t) result = max(row<Bytes>(k, item, t), result);
+    return result;
+  }
+};
+
+// Asks for memory ahead of its use, in the order of memory: the items of kGroup neighbouring blocks of a tile share out
+// the rows of the next such group, or of the next tile.
+template <typename Scalar>
+class Ahead {
+ public:
+  Ahead(const Shape& shape, const Item& item) : channels_(shape.channels) {
+    const int64_t first = item.block / kGroup * kGroup, size = std::min(kGroup, shape.blocks() - first);
+    const int64_t following = first + size;
+    int64_t start = item.offset + (following - item.block) * shape.lanes;
+    size_ = std::min(kGroup, shape.blocks() - following);
+    if (size_ == 0) {
+      start = item.offset - item.block * shape.lanes + item.tokens * shape.channels;
+      size_ = std::min(kGroup, shape.blocks());
+    }
+    const int64_t share = (item.block - first) * item.tokens * size_ / size;
+    column_ = share % size_;
+    offset_ = start + share / size_ * channels_;
+  }
+  template <typename... Tensors>
+  VRWKV_INLINE void ask(const Tensors*... tensors) {
+    (prefetch<Scalar>(tensors + offset_ + column_ * kLanes<Accumulate<Scalar>>), ...);
+    if (++column_ == size_) {
+      column_ = 0;
+      offset_ += channels_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kGroup = 12;
+  int64_t channels_, size_, offset_, column_;
 };
 
 // Sums of the keys and values of each tile, towards both ends.
@@ -40,26 +73,22 @@ struct SumTiles {
   template <int Bytes>
   static VRWKV_INLINE void run(const Inputs<Scalar>& in, Boundary<Real>* boundaries, int64_t begin, int64_t end) {
     using L = Lanes<Real, Bytes>;
-    constexpr int64_t kRow = kLanes<Real>;
-    const int64_t rows = in.shape.tile * kRow;
-    Real* scratch = scratch_memory<Real>(3 * rows);
-    Real* weight = scratch + 2 * rows;
     for (int64_t index = begin; index < end; ++index) {
       const Item item(in.shape, index);
       if (!in.channels.fast[item.block]) continue;
-      const auto k = read_rows(in.k, in.shape, item, scratch);
-      const auto v = read_rows(in.v, in.shape, item, scratch + rows);
-      const L mu = L::load(&in.channels.mu[item.block * kRow]);
-      const L reference = largest_key<Real, Bytes>(k, item.tokens);
+      const L mu = L::load(&in.channels.mu[item.block * kLanes<Real>]);
+      const L reference = in.template largest_key<Bytes>(item);
       Sums<Real, Bytes> prefix{L::all(0), L::all(0)}, suffix = prefix;
+      L decay = L::all(1);  // e^(-w t)
+      Ahead<Scalar> inputs_ahead(in.shape, item);
       for (int64_t t = 0; t < item.tokens; ++t) {
-        const L e = exp(L::load(k[t]) - reference);
-        e.store(weight + t * kRow);
-        prefix.advance(mu, e * L::load(v[t]), e);
-      }
-      for (int64_t t = item.tokens - 1; t >= 0; --t) {
-        const L e = L::load(weight + t * kRow);
-        suffix.advance(mu, e * L::load(v[t]), e);
+        inputs_ahead.ask(in.k, in.v);
+        const L e = exp(in.template row<Bytes>(in.k, item, t) - reference);
+        const L ev = e * in.template row<Bytes>(in.v, item, t);
+        prefix.advance(mu, ev, e);
+        suffix.num = suffix.num + decay * ev;
+        suffix.den = suffix.den + decay * e;
+        decay = decay + decay * mu;
       }
       boundaries[index].set(reference, prefix, suffix);
     }
@@ -76,14 +105,11 @@ struct OutputTiles {
     using L = Lanes<Real, Bytes>;
     constexpr int64_t kRow = kLanes<Real>;
     const int64_t rows = in.shape.tile * kRow;
-    Real* scratch = scratch_memory<Real>(5 * rows);
-    Real *weight = scratch + 2 * rows, *suffix_num = weight + rows, *suffix_den = suffix_num + rows;
+    Real* const weight = scratch_memory<Real>(4 * rows);  // e^(k - reference), and times v
+    Real *const weighted = weight + rows, *const suffix_num = weighted + rows, *const suffix_den = suffix_num + rows;
     for (int64_t index = begin; index < end; ++index) {
       const Item item(in.shape, index);
       if (!in.channels.fast[item.block]) continue;
-      const auto k = read_rows(in.k, in.shape, item, scratch);
-      const auto v = read_rows(in.v, in.shape, item, scratch + rows);
-      const auto out = output_rows(y, in.shape, item, scratch);
       const L mu = L::load(&in.channels.mu[item.block * kRow]), self = L::load(&in.channels.self[item.block * kRow]);
       Sums<Real, Bytes> prefix{L::all(0), L::all(0)}, suffix = prefix;
       L reference;
@@ -92,24 +118,28 @@ struct OutputTiles {
         prefix = boundaries[index].template prefix<Bytes>();
         suffix = boundaries[index].template suffix<Bytes>();
       } else {
-        reference = largest_key<Real, Bytes>(k, item.tokens);
+        reference = in.template largest_key<Bytes>(item);
       }
+      Ahead<Scalar> inputs_ahead(in.shape, item), output_ahead = inputs_ahead;
       for (int64_t t = item.tokens - 1; t >= 0; --t) {
-        const L e = exp(L::load(k[t]) - reference);
+        inputs_ahead.ask(in.k, in.v);
+        const L e = exp(in.template row<Bytes>(in.k, item, t) - reference);
+        const L ev = e * in.template row<Bytes>(in.v, item, t);
         e.store(weight + t * kRow);
+        ev.store(weighted + t * kRow);
         suffix.num.store(suffix_num + t * kRow);
         suffix.den.store(suffix_den + t * kRow);
-        suffix.advance(mu, e * L::load(v[t]), e);
+        suffix.advance(mu, ev, e);
       }
-      for (int64_t t = 0; t < item.tokens; ++t) {
-        const L e = L::load(weight + t * kRow);
-        const L num_term = e * L::load(v[t]);
-        const L num = (prefix.num + L::load(suffix_num + t * kRow)) + self * num_term;
+      Scalar* to = y + item.offset;
+      for (int64_t t = 0; t < item.tokens; ++t, to += in.shape.channels) {
+        output_ahead.ask(y);
+        const L e = L::load(weight + t * kRow), ev = L::load(weighted + t * kRow);
+        const L num = (prefix.num + L::load(suffix_num + t * kRow)) + self * ev;
         const L den = (prefix.den + L::load(suffix_den + t * kRow)) + self * e;
-        prefix.advance(mu, num_term, e);
-        (num / den).store(out[t]);
+        prefix.advance(mu, ev, e);
+        write_block<Scalar, Bytes>(num / den, to, item.lanes);
       }
-      write_rows(out, y, in.shape, item);
     }
   }
 };
@@ -123,12 +153,12 @@ template <typename Scalar>
 struct BackwardTiles {
   using Real = Accumulate<Scalar>;
 
-  // Memory for one tile. Prefix rows become rows of a and b in the second sweep.
+  // Memory for one tile. The second sweep replaces prefix sums by a and b.
   struct Scratch {
-    Real *k, *v, *g, *weight, *a, *b, *suffix_num, *suffix_den, *sum_a, *sum_b;
+    Real *weight, *a, *b, *suffix_num, *suffix_den, *sum_a, *sum_b;
     explicit Scratch(int64_t rows) {
-      Real* next = scratch_memory<Real>(10 * rows);
-      for (Real** part : {&k, &v, &g, &weight, &a, &b, &suffix_num, &suffix_den, &sum_a, &sum_b}) {
+      Real* next = scratch_memory<Real>(7 * rows);
+      for (Real** part : {&weight, &a, &b, &suffix_num, &suffix_den, &sum_a, &sum_b}) {
         *part = next;
         next += rows;
       }
@@ -139,9 +169,9 @@ struct BackwardTiles {
   // the sums of a and b that leave each tile are computed; else `entering_ab` are those that enter, and the gradients
   // follow.
   template <int Bytes>
-  static VRWKV_INLINE void run(const Inputs<Scalar>& in, const Scalar* g_tensor, const Boundary<Real>* entering,
-                               const Boundary<Real>* entering_ab, Boundary<Real>* leaving, Scalar* dk_tensor,
-                               Scalar* dv_tensor, double* partials, int64_t begin, int64_t end) {
+  static VRWKV_INLINE void run(const Inputs<Scalar>& in, const Scalar* g, const Boundary<Real>* entering,
+                               const Boundary<Real>* entering_ab, Boundary<Real>* leaving, Scalar* dk, Scalar* dv,
+                               double* partials, int64_t begin, int64_t end) {
     using L = Lanes<Real, Bytes>;
     constexpr int64_t kRow = kLanes<Real>;
     const Scratch scratch(in.shape.tile * kRow);
@@ -149,9 +179,6 @@ struct BackwardTiles {
     for (int64_t index = begin; index < end; ++index) {
       const Item item(in.shape, index);
       if (!in.channels.fast[item.block]) continue;
-      const auto k = read_rows(in.k, in.shape, item, scratch.k);
-      const auto v = read_rows(in.v, in.shape, item, scratch.v);
-      const auto g = read_rows(g_tensor, in.shape, item, scratch.g);
       const L mu = L::load(&in.channels.mu[item.block * kRow]), self = L::load(&in.channels.self[item.block * kRow]);
       Sums<Real, Bytes> prefix{zero, zero}, suffix = prefix, prefix_ab = prefix, suffix_ab = prefix;
       L reference;
@@ -160,35 +187,39 @@ struct BackwardTiles {
         prefix = entering[index].template prefix<Bytes>();
         suffix = entering[index].template suffix<Bytes>();
       } else {
-        reference = largest_key<Real, Bytes>(k, item.tokens);
+        reference = in.template largest_key<Bytes>(item);
       }
       if (entering_ab) {
         prefix_ab = entering_ab[index].template prefix<Bytes>();
         suffix_ab = entering_ab[index].template suffix<Bytes>();
       }
 
-      for (int64_t t = 0; t < item.tokens; ++t) {
-        const L e = exp(L::load(k[t]) - reference);
-        e.store(scratch.weight + t * kRow);
-        prefix.num.store(scratch.a + t * kRow);
-        prefix.den.store(scratch.b + t * kRow);
-        prefix.advance(mu, e * L::load(v[t]), e);
+      Ahead<Scalar> inputs_ahead(in.shape, item), gradient_ahead = inputs_ahead, outputs_ahead = inputs_ahead;
+      for (int64_t t = 0, row = 0; t < item.tokens; ++t, row += kRow) {
+        inputs_ahead.ask(in.k, in.v);
+        const L e = exp(in.template row<Bytes>(in.k, item, t) - reference);
+        e.store(scratch.weight + row);
+        prefix.num.store(scratch.a + row);
+        prefix.den.store(scratch.b + row);
+        prefix.advance(mu, e * in.template row<Bytes>(in.v, item, t), e);
       }
 
       L dw = zero, du = zero;
-      for (int64_t t = item.tokens - 1; t >= 0; --t) {
-        const L e = L::load(scratch.weight + t * kRow), value = L::load(v[t]), num_term = e * value;
-        const L prefix_num = L::load(scratch.a + t * kRow), prefix_den = L::load(scratch.b + t * kRow);
+      for (int64_t t = item.tokens - 1, row = t * kRow; t >= 0; --t, row -= kRow) {
+        gradient_ahead.ask(g);
+        const L e = L::load(scratch.weight + row), value = in.template row<Bytes>(in.v, item, t);
+        const L num_term = e * value;
+        const L prefix_num = L::load(scratch.a + row), prefix_den = L::load(scratch.b + row);
         const L inverse = L::all(1) / ((prefix_den + suffix.den) + self * e);
         const L y = ((prefix_num + suffix.num) + self * num_term) * inverse;
-        const L a = L::load(g[t]) * inverse, b = a * y;
-        a.store(scratch.a + t * kRow);
-        b.store(scratch.b + t * kRow);
+        const L a = in.template row<Bytes>(g, item, t) * inverse, b = a * y;
+        a.store(scratch.a + row);
+        b.store(scratch.b + row);
         if (!leaving) {
-          suffix.num.store(scratch.suffix_num + t * kRow);
-          suffix.den.store(scratch.suffix_den + t * kRow);
-          (suffix_ab.num + self * a).store(scratch.sum_a + t * kRow);
-          (suffix_ab.den + self * b).store(scratch.sum_b + t * kRow);
+          suffix.num.store(scratch.suffix_num + row);
+          suffix.den.store(scratch.suffix_den + row);
+          (suffix_ab.num + self * a).store(scratch.sum_a + row);
+          (suffix_ab.den + self * b).store(scratch.sum_b + row);
           dw = dw + (prefix_num * suffix_ab.num - prefix_den * suffix_ab.den);
           du = du + self * e * (value * a - b);
         }
@@ -196,18 +227,18 @@ struct BackwardTiles {
         suffix_ab.advance(mu, a, b);
       }
 
-      const Rows<Real> dk = leaving ? Rows<Real>{} : output_rows(dk_tensor, in.shape, item, scratch.k);
-      const Rows<Real> dv = leaving ? Rows<Real>{} : output_rows(dv_tensor, in.shape, item, scratch.g);
-      for (int64_t t = 0; t < item.tokens; ++t) {
-        const L a = L::load(scratch.a + t * kRow), b = L::load(scratch.b + t * kRow);
+      for (int64_t t = 0, row = 0; t < item.tokens; ++t, row += kRow) {
+        const L a = L::load(scratch.a + row), b = L::load(scratch.b + row);
         if (!leaving) {
-          const L e = L::load(scratch.weight + t * kRow);
-          dw = dw + (L::load(scratch.suffix_num + t * kRow) * prefix_ab.num -
-                     L::load(scratch.suffix_den + t * kRow) * prefix_ab.den);
-          const L sum_a = L::load(scratch.sum_a + t * kRow) + prefix_ab.num;
-          const L sum_b = L::load(scratch.sum_b + t * kRow) + prefix_ab.den;
-          (e * (L::load(v[t]) * sum_a - sum_b)).store(dk[t]);
-          (e * sum_a).store(dv[t]);
+          const L e = L::load(scratch.weight + row), value = in.template row<Bytes>(in.v, item, t);
+          dw = dw +
+               (L::load(scratch.suffix_num + row) * prefix_ab.num - L::load(scratch.suffix_den + row) * prefix_ab.den);
+          const L sum_a = L::load(scratch.sum_a + row) + prefix_ab.num;
+          const L sum_b = L::load(scratch.sum_b + row) + prefix_ab.den;
+          const int64_t to = item.offset + t * in.shape.channels;
+          outputs_ahead.ask(dk, dv);
+          write_block<Scalar, Bytes>(e * (value * sum_a - sum_b), dk + to, item.lanes);
+          write_block<Scalar, Bytes>(e * sum_a, dv + to, item.lanes);
         }
         prefix_ab.advance(mu, a, b);
       }
@@ -215,8 +246,6 @@ struct BackwardTiles {
         leaving[index].set(zero - reference, prefix_ab, suffix_ab);
         continue;
       }
-      write_rows(dk, dk_tensor, in.shape, item);
-      write_rows(dv, dv_tensor, in.shape, item);
       for (int64_t lane = 0; lane < kRow; ++lane) {
         const Real* dw_lane = reinterpret_cast<const Real*>(&dw);
         const Real* du_lane = reinterpret_cast<const Real*>(&du);
@@ -236,11 +265,10 @@ void run_items(const Shape& shape, Args... args) {
 
 template <typename Real>
 void merge_all(const Shape& shape, const Channels<Real>& channels, bool own_reference, Boundary<Real>* boundaries) {
+  static const auto function =
+      Dispatch<MergeTiles<Real>, const Shape&, const Channels<Real>&, bool, Boundary<Real>*, int64_t, int64_t>::pick();
   torch::stable::parallel_for(0, shape.batch * shape.blocks(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      if (!channels.fast[i % shape.blocks()]) continue;
-      merge_tiles(shape, channels, i / shape.blocks(), i % shape.blocks(), own_reference, boundaries);
-    }
+    function(shape, channels, own_reference, boundaries, begin, end);
   });
 }
 
@@ -268,7 +296,7 @@ void each_safe_channel(const Shape& shape, const Channels<Real>& channels, const
 template <typename Scalar, typename Real = Accumulate<Scalar>>
 void forward(Shape shape, const Real* w, const Real* u, const Scalar* k, const Scalar* v, Scalar* y) {
   shape.lanes = kLanes<Real>;
-  shape.tile = shape.tokens <= kForwardSingleTile ? shape.tokens : kTile;
+  shape.tile = shape.tokens <= 256 ? shape.tokens : kTile;
   const Channels<Real> channels(shape, w, u);
   const Inputs<Scalar> in{shape, channels, k, v};
   const auto entering = entering_sums(in);
@@ -284,7 +312,7 @@ template <typename Scalar, typename Real = Accumulate<Scalar>>
 void backward(Shape shape, const Scalar* g, const Real* w, const Real* u, const Scalar* k, const Scalar* v, Real* dw,
               Real* du, Scalar* dk, Scalar* dv) {
   shape.lanes = kLanes<Real>;
-  shape.tile = std::min(shape.tokens, kTile);
+  shape.tile = shape.tokens <= 256 ? shape.tokens : kTile;
   const Channels<Real> channels(shape, w, u);
   const Inputs<Scalar> in{shape, channels, k, v};
   const auto entering = entering_sums(in);
@@ -330,7 +358,7 @@ void check(const char* op, const Tensor& w, const Tensor& u, const Tensor& k, co
 Tensor bi_wkv(const Tensor& w, const Tensor& u, const Tensor& k, const Tensor& v) {
   check("bi_wkv", w, u, k, v);
   const Tensor w_ = contiguous(w), u_ = contiguous(u), k_ = contiguous(k), v_ = contiguous(v);
-  Tensor y = torch::stable::empty_like(k_);
+  Tensor y = empty_output(k_);
   if (k_.numel() == 0) return y;
   const Shape shape{k_.size(0), k_.size(1), k_.size(2), 0, 0};
   THO_DISPATCH_V2(k_.scalar_type(), "bi_wkv", AT_WRAP([&] {
@@ -349,7 +377,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bi_wkv_backward(const Tensor& grad, c
   check_same("_bi_wkv_backward", "grad", grad, "k", k);
   const Tensor g = contiguous(grad), w_ = contiguous(w), u_ = contiguous(u), k_ = contiguous(k), v_ = contiguous(v);
   Tensor dw = torch::stable::empty_like(w_), du = torch::stable::empty_like(u_);
-  Tensor dk = torch::stable::empty_like(k_), dv = torch::stable::empty_like(k_);
+  Tensor dk = empty_output(k_), dv = empty_output(k_);
   if (k_.numel() == 0) {
     torch::stable::zero_(dw);
     torch::stable::zero_(du);

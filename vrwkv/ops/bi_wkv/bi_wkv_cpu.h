@@ -14,7 +14,7 @@
 #include <memory>
 #include <vector>
 
-#include "../cpu_simd.h"
+#include "../cpu_convert.h"
 
 namespace vrwkv {
 
@@ -66,50 +66,6 @@ struct Channels {
   bool any_safe() const { return std::find(fast.begin(), fast.end(), false) != fast.end(); }
 };
 
-// Rows of one item as accumulator values: the tensor itself where it can be read in place, else a copy padded by zeros.
-template <typename Real>
-struct Rows {
-  Real* data;
-  int64_t stride;
-  VRWKV_INLINE Real* operator[](int64_t t) const { return data + t * stride; }
-};
-
-template <typename Scalar>
-constexpr bool kInPlace = std::is_same_v<Scalar, Accumulate<Scalar>>;
-
-template <typename Scalar, typename Real = Accumulate<Scalar>>
-VRWKV_INLINE Rows<const Real> read_rows(const Scalar* tensor, const Shape& shape, const Item& item, Real* scratch) {
-  const Scalar* from = tensor + item.offset;
-  if constexpr (kInPlace<Scalar>) {
-    if (item.lanes == shape.lanes) return {from, shape.channels};
-  }
-  for (int64_t t = 0; t < item.tokens; ++t) {
-    for (int64_t c = 0; c < item.lanes; ++c) scratch[t * shape.lanes + c] = from[t * shape.channels + c];
-    for (int64_t c = item.lanes; c < shape.lanes; ++c) scratch[t * shape.lanes + c] = 0;
-  }
-  return {scratch, shape.lanes};
-}
-
-// Where an item's output rows are computed: in place, or in scratch that write_rows then copies.
-template <typename Scalar, typename Real = Accumulate<Scalar>>
-VRWKV_INLINE Rows<Real> output_rows(Scalar* tensor, const Shape& shape, const Item& item, Real* scratch) {
-  if constexpr (kInPlace<Scalar>) {
-    if (item.lanes == shape.lanes) return {tensor + item.offset, shape.channels};
-  }
-  return {scratch, shape.lanes};
-}
-
-template <typename Scalar, typename Real = Accumulate<Scalar>>
-VRWKV_INLINE void write_rows(const Rows<Real>& rows, Scalar* tensor, const Shape& shape, const Item& item) {
-  Scalar* to = tensor + item.offset;
-  if constexpr (kInPlace<Scalar>) {
-    if (rows.data == to) return;
-  }
-  for (int64_t t = 0; t < item.tokens; ++t) {
-    for (int64_t c = 0; c < item.lanes; ++c) to[t * shape.channels + c] = static_cast<Scalar>(rows[t][c]);
-  }
-}
-
 // Memory of one thread for the tiles it works on, kept from call to call.
 template <typename Real>
 Real* scratch_memory(int64_t size) {
@@ -159,14 +115,17 @@ struct Boundary {
   }
 };
 
-// Sums of many tiles of one channel, with their log-scale: a running maximum of the scales that went in.
+// Sums of many tiles, with their log-scale: a running maximum of the scales that went in.
+template <int Bytes>
 struct Carry {
-  double num = 0, den = 0, scale = std::numeric_limits<double>::lowest();
+  using L = Lanes<double, Bytes>;
+  L num, den, scale;
 
-  void advance(double decay, double num_term, double den_term, double term_scale) {
-    const double kept = scale - decay;
-    scale = std::max(kept, term_scale);
-    const double keep = std::exp(kept - scale), add = std::exp(term_scale - scale);
+  static VRWKV_INLINE Carry none() { return {L::all(0), L::all(0), L::all(std::numeric_limits<double>::lowest())}; }
+  VRWKV_INLINE void advance(const L& decay, const L& num_term, const L& den_term, const L& term_scale) {
+    const L kept = scale - decay;
+    scale = max(kept, term_scale);
+    const L keep = exp(kept - scale), add = exp(term_scale - scale);
     num = num * keep + num_term * add;
     den = den * keep + den_term * add;
   }
@@ -175,37 +134,66 @@ struct Carry {
 // Turn what every tile of one (batch, block) hands out into what it receives. `own_reference`: keep each tile's
 // reference (the backward), else raise it to the largest scale that enters.
 template <typename Real>
-void merge_tiles(const Shape& shape, const Channels<Real>& channels, int64_t batch, int64_t block, bool own_reference,
-                 Boundary<Real>* boundaries) {
-  const int64_t tiles = shape.tiles();
-  std::vector<Carry> entering(tiles);
-  for (int64_t lane = 0; lane < std::min(shape.lanes, shape.channels - block * shape.lanes); ++lane) {
-    const double w = channels.w[block * shape.lanes + lane];
-    const auto boundary = [&](int64_t tile) -> Boundary<Real>& {
-      return boundaries[(batch * tiles + tile) * shape.blocks() + block];
-    };
-    const auto decay = [&](int64_t tile) { return w * std::min(shape.tile, shape.tokens - tile * shape.tile); };
-    Carry prefix, suffix;
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const Boundary<Real>& out = boundary(tile);
-      entering[tile] = prefix;
-      prefix.advance(decay(tile), out.prefix_num[lane], out.prefix_den[lane], out.reference[lane]);
-    }
-    for (int64_t tile = tiles - 1; tile >= 0; --tile) {
-      Boundary<Real>& in = boundary(tile);
-      const Carry next = suffix, &before = entering[tile];
-      suffix.advance(decay(tile), in.suffix_num[lane], in.suffix_den[lane], in.reference[lane]);
-      if (!own_reference) {
-        in.reference[lane] = static_cast<Real>(std::max({double(in.reference[lane]), before.scale, next.scale}));
+struct MergeTiles {
+  template <int Bytes>
+  static VRWKV_INLINE void run(const Shape& shape, const Channels<Real>& channels, bool own_reference,
+                               Boundary<Real>* boundaries, int64_t begin, int64_t end) {
+    using L = Lanes<double, Bytes>;
+    constexpr int kStep = kLanes<double>;
+    const int64_t tiles = shape.tiles();
+    // Held as bytes: a vector's own alignment is that of scratch_memory, 64 bytes.
+    Carry<Bytes>* const entering =
+        reinterpret_cast<Carry<Bytes>*>(scratch_memory<double>(tiles * int64_t(sizeof(Carry<Bytes>) / sizeof(double))));
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t batch = i / shape.blocks(), block = i % shape.blocks();
+      if (!channels.fast[block]) continue;
+      for (int lane = 0; lane < kLanes<Real>; lane += kStep) {
+        const auto at = [&](int64_t tile) -> Boundary<Real>& {
+          return boundaries[(batch * tiles + tile) * shape.blocks() + block];
+        };
+        const auto decay = [&](int64_t tile) {
+          const double tokens = std::min(shape.tile, shape.tokens - tile * shape.tile);
+          return L::load(&channels.w[block * shape.lanes + lane]) * L::all(tokens);
+        };
+        auto prefix = Carry<Bytes>::none(), suffix = prefix;
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+          const Boundary<Real>& out = at(tile);
+          entering[tile] = prefix;
+          prefix.advance(decay(tile), widen<Bytes>(out.prefix_num + lane), widen<Bytes>(out.prefix_den + lane),
+                         widen<Bytes>(out.reference + lane));
+        }
+        for (int64_t tile = tiles - 1; tile >= 0; --tile) {
+          Boundary<Real>& in = at(tile);
+          const Carry<Bytes> after = suffix, before = entering[tile];
+          L reference = widen<Bytes>(in.reference + lane);
+          suffix.advance(decay(tile), widen<Bytes>(in.suffix_num + lane), widen<Bytes>(in.suffix_den + lane),
+                         reference);
+          if (!own_reference) {
+            narrow(max(reference, max(before.scale, after.scale)), in.reference + lane);
+            reference = widen<Bytes>(in.reference + lane);  // as the tile will read it
+          }
+          const L from_before = exp(before.scale - reference), from_after = exp(after.scale - reference);
+          narrow(before.num * from_before, in.prefix_num + lane);
+          narrow(before.den * from_before, in.prefix_den + lane);
+          narrow(after.num * from_after, in.suffix_num + lane);
+          narrow(after.den * from_after, in.suffix_den + lane);
+        }
       }
-      const double from_before = std::exp(before.scale - in.reference[lane]);
-      const double from_next = std::exp(next.scale - in.reference[lane]);
-      in.prefix_num[lane] = static_cast<Real>(before.num * from_before);
-      in.prefix_den[lane] = static_cast<Real>(before.den * from_before);
-      in.suffix_num[lane] = static_cast<Real>(next.num * from_next);
-      in.suffix_den[lane] = static_cast<Real>(next.den * from_next);
     }
   }
-}
+
+  template <int Bytes>
+  static VRWKV_INLINE Lanes<double, Bytes> widen(const Real* from) {
+    double values[kLanes<double>];
+    for (int i = 0; i < kLanes<double>; ++i) values[i] = from[i];
+    return Lanes<double, Bytes>::load(values);
+  }
+  template <int Bytes>
+  static VRWKV_INLINE void narrow(const Lanes<double, Bytes>& lanes, Real* to) {
+    double values[kLanes<double>];
+    lanes.store(values);
+    for (int i = 0; i < kLanes<double>; ++i) to[i] = static_cast<Real>(values[i]);
+  }
+};
 
 }  // namespace vrwkv

@@ -28,7 +28,7 @@ def sigmoid_gate(r: Tensor, y: Tensor) -> Tensor:
     dtype = torch.promote_types(r.dtype, y.dtype)
     r, y = r.to(dtype), y.to(dtype)
     _checks.check_same("sigmoid_gate", "y", y, "r", r)
-    return (torch.ops.vrwkv.sigmoid_gate if _extension.is_native(r) else torch_impl.sigmoid_gate)(r, y)
+    return (torch.ops.vrwkv.sigmoid_gate.default if _extension.is_native(r) else torch_impl.sigmoid_gate)(r, y)
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def squared_relu(x: Tensor) -> Tensor:
         TypeError: the dtype is not supported.
     """
     _checks.check_floating("squared_relu", "x", x)
-    return (torch.ops.vrwkv.squared_relu if _extension.is_native(x) else torch_impl.squared_relu)(x)
+    return (torch.ops.vrwkv.squared_relu.default if _extension.is_native(x) else torch_impl.squared_relu)(x)
 
 
 if _extension.NATIVE_DEVICES:
@@ -72,10 +72,10 @@ if _extension.NATIVE_DEVICES:
         ctx.save_for_backward(*inputs)
 
     def _gate_backward(ctx, grad: Tensor):
-        return torch.ops.vrwkv._sigmoid_gate_backward(grad, *ctx.saved_tensors)
+        return torch.ops.vrwkv._sigmoid_gate_backward.default(grad, *ctx.saved_tensors)
 
     def _square_backward(ctx, grad: Tensor):
-        return torch.ops.vrwkv._squared_relu_backward(grad, *ctx.saved_tensors)
+        return torch.ops.vrwkv._squared_relu_backward.default(grad, *ctx.saved_tensors)
 
     torch.library.register_autograd("vrwkv::sigmoid_gate", _gate_backward, setup_context=_save_inputs)
     torch.library.register_autograd("vrwkv::squared_relu", _square_backward, setup_context=_save_inputs)

@@ -7,7 +7,8 @@
 #include <algorithm>
 #include <array>
 
-#include "../cpu_simd.h"
+#include "../cpu_convert.h"
+#include "../cpu_memory.h"
 #include "../op_checks.h"
 
 namespace vrwkv {
@@ -82,7 +83,7 @@ std::array<Tensor, Outputs> map(std::array<Tensor, Inputs> inputs) {
   std::array<Tensor, Outputs> outputs;
   for (const Tensor& input : inputs) check_same("gating", "each input", input, "the last", inputs.back());
   for (Tensor& input : inputs) input = contiguous(input);
-  for (Tensor& output : outputs) output = torch::stable::empty_like(inputs.back());
+  for (Tensor& output : outputs) output = empty_output(inputs.back());
   THO_DISPATCH_V2(inputs[0].scalar_type(), "gating", AT_WRAP([&] { map_typed<Function>(inputs, outputs, scalar_t()); }),
                   ScalarType::Float, ScalarType::Double, ScalarType::Half, ScalarType::BFloat16);
   return outputs;

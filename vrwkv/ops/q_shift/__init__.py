@@ -47,7 +47,7 @@ def q_shift(x: Tensor, patch_resolution: tuple[int, int], shift_pixel: int = 1, 
         TypeError: the dtype is not supported.
     """
     _check("q_shift", x, patch_resolution, shift_pixel, channel_gamma)
-    implementation = torch.ops.vrwkv.q_shift if _extension.is_native(x) else torch_impl.q_shift
+    implementation = torch.ops.vrwkv.q_shift.default if _extension.is_native(x) else torch_impl.q_shift
     return implementation(x, *patch_resolution, shift_pixel, channel_gamma)
 
 
@@ -78,7 +78,7 @@ def q_shift_mix(
     for index, mix in enumerate(mixes):
         _checks.check_per_channel("q_shift_mix", f"mixes[{index}]", mix, "x", x)
     mixes = [mix.to(accumulate) for mix in mixes]
-    implementation = torch.ops.vrwkv.q_shift_mix if _extension.is_native(x) else torch_impl.q_shift_mix
+    implementation = torch.ops.vrwkv.q_shift_mix.default if _extension.is_native(x) else torch_impl.q_shift_mix
     return tuple(implementation(x, mixes, *patch_resolution, shift_pixel, channel_gamma))
 
 
@@ -112,7 +112,7 @@ if _extension.NATIVE_DEVICES:
     def _shift_backward(ctx, grad: Tensor):
         height, width, shift_pixel, channel_gamma = ctx.arguments
         # The adjoint of a shift that drops what leaves the grid is the shift the other way.
-        return torch.ops.vrwkv.q_shift(grad, height, width, -shift_pixel, channel_gamma), None, None, None, None
+        return torch.ops.vrwkv.q_shift.default(grad, height, width, -shift_pixel, channel_gamma), None, None, None, None
 
     def _setup_mix(ctx, inputs, output) -> None:
         x, mixes, *ctx.arguments = inputs
@@ -121,7 +121,7 @@ if _extension.NATIVE_DEVICES:
     def _mix_backward(ctx, grads: list[Tensor | None]):
         x, *mixes = ctx.saved_tensors
         grads = [torch.zeros_like(x) if grad is None else grad for grad in grads]
-        grad_x, grad_mixes = torch.ops.vrwkv._q_shift_mix_backward(grads, x, mixes, *ctx.arguments)
+        grad_x, grad_mixes = torch.ops.vrwkv._q_shift_mix_backward.default(grads, x, mixes, *ctx.arguments)
         return grad_x, grad_mixes, None, None, None, None
 
     torch.library.register_autograd("vrwkv::q_shift", _shift_backward, setup_context=_setup_shift)

@@ -10,7 +10,8 @@
 #include <memory>
 #include <vector>
 
-#include "../cpu_simd.h"
+#include "../cpu_convert.h"
+#include "../cpu_memory.h"
 #include "../op_checks.h"
 
 namespace vrwkv {
@@ -29,20 +30,37 @@ struct Grid {
     for (int i = 0; i < kGroups; ++i) bounds[i] = static_cast<int64_t>(channels * gamma * i);
     bounds[kGroups] = channels;
   }
+};
 
-  // Index of the token that `group` of `token` reads, -1 outside the grid; `direction` -1 asks who reads `token`.
-  VRWKV_INLINE int64_t source(int64_t token, int group, int64_t direction) const {
-    const int64_t column = token % width, row = token / width % height, s = shift * direction;
+// A token and its place on the grid; walks in the order of memory.
+struct Place {
+  const Grid& grid;
+  int64_t token, column, row;
+
+  Place(const Grid& grid, int64_t token)
+      : grid(grid), token(token), column(token % grid.width), row(token / grid.width % grid.height) {}
+
+  void step() {
+    ++token;
+    if (++column == grid.width) {
+      column = 0;
+      if (++row == grid.height) row = 0;
+    }
+  }
+
+  // Index of the token that `group` of this one reads, -1 outside the grid; `direction` -1 asks who reads this one.
+  int64_t source(int group, int64_t direction) const {
+    const int64_t s = grid.shift * direction;
     const auto inside = [](int64_t position, int64_t size) { return position >= 0 && position < size; };
     switch (group) {
       case 0:
-        return inside(column - s, width) ? token - s : -1;
+        return inside(column - s, grid.width) ? token - s : -1;
       case 1:
-        return inside(column + s, width) ? token + s : -1;
+        return inside(column + s, grid.width) ? token + s : -1;
       case 2:
-        return inside(row - s, height) ? token - s * width : -1;
+        return inside(row - s, grid.height) ? token - s * grid.width : -1;
       case 3:
-        return inside(row + s, height) ? token + s * width : -1;
+        return inside(row + s, grid.height) ? token + s * grid.width : -1;
       default:
         return token;
     }
@@ -50,17 +68,25 @@ struct Grid {
 };
 
 void shift_tokens(const Grid& grid, size_t element, const char* x, char* out, int64_t begin, int64_t end) {
-  for (int64_t token = begin; token < end; ++token) {
+  for (Place place(grid, begin); place.token < end; place.step()) {
     for (int group = 0; group < kGroups; ++group) {
-      const int64_t source = grid.source(token, group, 1);
+      const int64_t source = place.source(group, 1);
       const size_t size = (grid.bounds[group + 1] - grid.bounds[group]) * element;
-      char* to = out + (token * grid.channels + grid.bounds[group]) * element;
+      char* to = out + (place.token * grid.channels + grid.bounds[group]) * element;
       if (source < 0) {
         std::memset(to, 0, size);
       } else {
         std::memcpy(to, x + (source * grid.channels + grid.bounds[group]) * element, size);
       }
     }
+  }
+}
+
+// Call function(c, count) for the blocks of channels of a group.
+template <typename Real, typename Function>
+VRWKV_INLINE void each_block(const Grid& grid, int group, const Function& function) {
+  for (int64_t c = grid.bounds[group]; c < grid.bounds[group + 1]; c += kLanes<Real>) {
+    function(c, std::min<int64_t>(kLanes<Real>, grid.bounds[group + 1] - c));
   }
 }
 
@@ -72,19 +98,19 @@ struct MixTokens {
   static VRWKV_INLINE void run(const Grid& grid, const Scalar* zeros, const Scalar* x,
                                const std::vector<const Real*>& mixes, const std::vector<Scalar*>& outs, int64_t begin,
                                int64_t end) {
-    for (int64_t token = begin; token < end; ++token) {
-      const Scalar* own = x + token * grid.channels;
+    for (Place place(grid, begin); place.token < end; place.step()) {
+      const int64_t row = place.token * grid.channels;
       for (int group = 0; group < kGroups; ++group) {
-        const int64_t source = grid.source(token, group, 1);
+        const int64_t source = place.source(group, 1);
         const Scalar* other = source < 0 ? zeros : x + source * grid.channels;
-        for (size_t j = 0; j < mixes.size(); ++j) {
-          const Real* mix = mixes[j];
-          Scalar* out = outs[j] + token * grid.channels;
-          for (int64_t c = grid.bounds[group]; c < grid.bounds[group + 1]; ++c) {
-            const Real shifted = other[c];
-            out[c] = static_cast<Scalar>(shifted + (static_cast<Real>(own[c]) - shifted) * mix[c]);
+        each_block<Real>(grid, group, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+          const auto shifted = read_block<Scalar, Bytes>(other + c, count);
+          const auto difference = read_block<Scalar, Bytes>(x + row + c, count) - shifted;
+          for (size_t j = 0; j < mixes.size(); ++j) {
+            const auto mix = read_block<Real, Bytes>(mixes[j] + c, count);
+            write_block<Scalar, Bytes>(shifted + difference * mix, outs[j] + row + c, count);
           }
-        }
+        });
       }
     }
   }
@@ -101,26 +127,27 @@ struct MixTokensBackward {
                                Scalar* grad_x, Real* partials, int64_t begin, int64_t end) {
     const int64_t channels = grid.channels;
     std::fill(partials, partials + mixes.size() * channels, Real(0));
-    std::vector<Real> sum(channels);
-    for (int64_t token = begin; token < end; ++token) {
-      std::fill(sum.begin(), sum.end(), Real(0));
+    for (Place place(grid, begin); place.token < end; place.step()) {
+      const int64_t row = place.token * channels;
       for (int group = 0; group < kGroups; ++group) {
-        const int64_t source = grid.source(token, group, 1), reader = grid.source(token, group, -1);
-        const Scalar* own = x + token * channels;
+        const int64_t source = place.source(group, 1), reader = place.source(group, -1);
         const Scalar* other = source < 0 ? zeros : x + source * channels;
-        for (size_t j = 0; j < mixes.size(); ++j) {
-          const Real* mix = mixes[j];
-          const Scalar* grad = grads[j] + token * channels;
-          const Scalar* grad_reader = reader < 0 ? zeros : grads[j] + reader * channels;
-          Real* partial = partials + j * channels;
-          for (int64_t c = grid.bounds[group]; c < grid.bounds[group + 1]; ++c) {
-            const Real g = grad[c], g_reader = grad_reader[c];
-            sum[c] += g_reader + (g - g_reader) * mix[c];
-            partial[c] += g * (static_cast<Real>(own[c]) - static_cast<Real>(other[c]));
+        each_block<Real>(grid, group, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+          const auto difference =
+              read_block<Scalar, Bytes>(x + row + c, count) - read_block<Scalar, Bytes>(other + c, count);
+          auto sum = Lanes<Real, Bytes>::all(0);
+          for (size_t j = 0; j < mixes.size(); ++j) {
+            const auto mix = read_block<Real, Bytes>(mixes[j] + c, count);
+            const auto grad = read_block<Scalar, Bytes>(grads[j] + row + c, count);
+            const Scalar* reading = reader < 0 ? zeros : grads[j] + reader * channels;
+            const auto grad_reader = read_block<Scalar, Bytes>(reading + c, count);
+            sum = sum + (grad_reader + (grad - grad_reader) * mix);
+            Real* partial = partials + j * channels + c;
+            write_block<Real, Bytes>(read_block<Real, Bytes>(partial, count) + grad * difference, partial, count);
           }
-        }
+          write_block<Scalar, Bytes>(sum, grad_x + row + c, count);
+        });
       }
-      for (int64_t c = 0; c < channels; ++c) grad_x[token * channels + c] = static_cast<Scalar>(sum[c]);
     }
   }
 };
@@ -183,7 +210,7 @@ std::vector<Tensor> contiguous_all(const std::vector<Tensor>& tensors) {
 
 std::vector<Tensor> empty_like_all(const std::vector<Tensor>& tensors) {
   std::vector<Tensor> result;
-  for (const Tensor& tensor : tensors) result.push_back(torch::stable::empty_like(tensor));
+  for (const Tensor& tensor : tensors) result.push_back(empty_output(tensor));
   return result;
 }
 
@@ -204,7 +231,7 @@ std::vector<Scalar*> mutable_pointers(const std::vector<Tensor>& tensors) {
 Tensor q_shift(const Tensor& x, int64_t height, int64_t width, int64_t shift_pixel, double channel_gamma) {
   check("q_shift", x, {}, height, width);
   const Tensor x_ = contiguous(x);
-  Tensor out = torch::stable::empty_like(x_);
+  Tensor out = empty_output(x_);
   if (x_.numel() == 0) return out;
   const Grid grid(height, width, x_.size(2), shift_pixel, channel_gamma);
   const size_t element = x_.element_size();
@@ -241,7 +268,7 @@ std::tuple<Tensor, std::vector<Tensor>> q_shift_mix_backward(const std::vector<T
   for (const Tensor& grad : grads) check_same(kName, "each of grads", grad, "x", x);
   const Tensor x_ = contiguous(x);
   const std::vector<Tensor> grads_ = contiguous_all(grads), mixes_ = contiguous_all(mixes);
-  Tensor grad_x = torch::stable::empty_like(x_);
+  Tensor grad_x = empty_output(x_);
   std::vector<Tensor> grad_mixes = empty_like_all(mixes_);
   if (x_.numel() == 0) {
     for (Tensor& grad : grad_mixes) torch::stable::zero_(grad);

@@ -1,0 +1,97 @@
+// Blocks of neighbouring elements of a tensor, of any floating dtype, to and from lanes of accumulator values.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstring>
+
+#include "cpu_simd.h"
+
+namespace vrwkv {
+
+// The type that values of a tensor are computed in.
+template <typename Scalar>
+using Accumulate = std::conditional_t<std::is_same_v<Scalar, double>, double, float>;
+
+// Conversions of 16-bit floats, whose bits stand in the lower half of 32-bit lanes.
+template <int Bytes>
+struct HalfBits {
+  typedef uint32_t Wide __attribute__((vector_size(Bytes), may_alias));
+  typedef float Float __attribute__((vector_size(Bytes)));
+
+  // bfloat16 is the upper half of a float; rounded to nearest, ties to even.
+  static VRWKV_INLINE Float widen(c10::BFloat16, const Wide& bits) { return reinterpret_cast<Float>(bits << 16); }
+  static VRWKV_INLINE Wide narrow(c10::BFloat16, const Float& x) {
+    const Wide bits = reinterpret_cast<Wide>(x);
+    const Wide rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return x != x ? 0x7fc0 - Wide{} : rounded;
+  }
+
+  // float16 has 5 bits of exponent (bias 15) and 10 of mantissa. Shifted into a float's place it is 2^-112 of its
+  // value, subnormal numbers included; an exponent of all ones has to stay one.
+  static VRWKV_INLINE Float widen(c10::Half, const Wide& bits) {
+    const Wide magnitude = (bits & 0x7fff) << 13, sign = (bits & 0x8000) << 16;
+    const Wide scaled = reinterpret_cast<Wide>(reinterpret_cast<Float>(magnitude) * 0x1p112f);
+    return reinterpret_cast<Float>((magnitude >= 0x0f800000 ? scaled | 0x7f800000 : scaled) | sign);
+  }
+  // Rounded to nearest, ties to even: in the bits where the result is normal; where it is subnormal, by adding 0.5,
+  // whose last place is the smallest float16.
+  static VRWKV_INLINE Wide narrow(c10::Half, const Float& x) {
+    const Wide bits = reinterpret_cast<Wide>(x), magnitude = bits & 0x7fffffff;
+    const Wide normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+    const Wide subnormal = reinterpret_cast<Wide>(reinterpret_cast<Float>(magnitude) + 0.5f) - 0x3f000000;
+    const Wide finite = magnitude < 0x38800000 ? subnormal : normal;
+    const Wide infinite = magnitude > 0x7f800000 ? 0x7e00 - Wide{} : 0x7c00 - Wide{};
+    return (magnitude >= 0x47800000 ? infinite : finite) | ((bits >> 16) & 0x8000);
+  }
+};
+
+// Ask for the cache lines of a block ahead of its use; any address will do.
+template <typename Scalar>
+VRWKV_INLINE void prefetch(const Scalar* block) {
+  constexpr int kSize = kLanes<Accumulate<Scalar>> * sizeof(Scalar);
+  for (int byte = 0; byte < kSize; byte += 64) __builtin_prefetch(reinterpret_cast<const char*>(block) + byte);
+}
+
+// `count` neighbouring elements, at most a block, as accumulator values; the lanes behind them are 0.
+template <typename Scalar, int Bytes, typename Real = Accumulate<Scalar>>
+VRWKV_INLINE Lanes<Real, Bytes> read_block(const Scalar* from, int64_t count) {
+  Scalar padded[kLanes<Real>];
+  if (count != kLanes<Real>) {
+    std::memset(padded, 0, sizeof(padded));
+    std::memcpy(padded, from, count * sizeof(Scalar));
+    from = padded;
+  }
+  if constexpr (std::is_same_v<Scalar, Real>) {
+    return Lanes<Real, Bytes>::load(from);
+  } else {
+    alignas(Bytes) uint32_t bits[kLanes<Real>];
+    for (int i = 0; i < kLanes<Real>; ++i) bits[i] = from[i].x;
+    Lanes<Real, Bytes> block;
+    for (int i = 0; i < block.kVectors; ++i) {
+      const auto* part = reinterpret_cast<const typename HalfBits<Bytes>::Wide*>(bits + i * block.kWidth);
+      block.part[i] = HalfBits<Bytes>::widen(Scalar(), *part);
+    }
+    return block;
+  }
+}
+
+template <typename Scalar, int Bytes, typename Real = Accumulate<Scalar>>
+VRWKV_INLINE void write_block(const Lanes<Real, Bytes>& block, Scalar* to, int64_t count) {
+  Scalar padded[kLanes<Real>];
+  Scalar* target = count == kLanes<Real> ? to : padded;
+  if constexpr (std::is_same_v<Scalar, Real>) {
+    block.store(target);
+  } else {
+    alignas(Bytes) uint32_t bits[kLanes<Real>];
+    for (int i = 0; i < block.kVectors; ++i) {
+      auto* part = reinterpret_cast<typename HalfBits<Bytes>::Wide*>(bits + i * block.kWidth);
+      *part = HalfBits<Bytes>::narrow(Scalar(), block.part[i]);
+    }
+    for (int i = 0; i < kLanes<Real>; ++i) target[i].x = static_cast<uint16_t>(bits[i]);
+  }
+  if (target == padded) std::memcpy(to, padded, count * sizeof(Scalar));
+}
+
+}  // namespace vrwkv
