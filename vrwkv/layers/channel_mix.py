@@ -55,5 +55,5 @@ class ChannelMix(nn.Module):
         """Mix the channels of ``x (B, T, C)`` on an ``(H, W)`` grid; returns ``(B, T, C)``."""
         mixes = (self.spatial_mix_k, self.spatial_mix_r)
         xk, xr = q_shift_mix(x, mixes, patch_resolution, self.shift_pixel, self.channel_gamma)
-        hidden = self.key_norm(squared_relu(self.key(xk)))  # (B, T, hidden_dim)
+        hidden = self.key_norm(squared_relu(self.key(xk), inplace=True))  # (B, T, hidden_dim)
         return sigmoid_gate(self.receptance(xr), self.value(hidden))

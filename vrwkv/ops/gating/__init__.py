@@ -31,11 +31,12 @@ def sigmoid_gate(r: Tensor, y: Tensor) -> Tensor:
     return (torch.ops.vrwkv.sigmoid_gate.default if _extension.is_native(r) else torch_impl.sigmoid_gate)(r, y)
 
 
-def squared_relu(x: Tensor) -> Tensor:
+def squared_relu(x: Tensor, inplace: bool = False) -> Tensor:
     """``relu(x) ** 2`` element by element.
 
     Args:
         x: any shape, fp16, bf16, fp32 or fp64.
+        inplace: ``x`` may be overwritten; done where no gradient of ``x`` is wanted.
 
     Returns:
         A tensor like ``x``, differentiable.
@@ -44,6 +45,12 @@ def squared_relu(x: Tensor) -> Tensor:
         TypeError: the dtype is not supported.
     """
     _checks.check_floating("squared_relu", "x", x)
+    if inplace and not (torch.is_grad_enabled() and x.requires_grad):
+        if not _extension.is_native(x):
+            return x.relu_().square_()
+        if x.is_contiguous():
+            torch.ops.vrwkv.squared_relu_.default(x)
+            return x
     return (torch.ops.vrwkv.squared_relu.default if _extension.is_native(x) else torch_impl.squared_relu)(x)
 
 
@@ -63,6 +70,10 @@ if _extension.NATIVE_DEVICES:
     @torch.library.register_fake("vrwkv::squared_relu")
     def _(x: Tensor) -> Tensor:
         return _like(x)
+
+    @torch.library.register_fake("vrwkv::squared_relu_")
+    def _(x: Tensor) -> None:
+        pass
 
     @torch.library.register_fake("vrwkv::_squared_relu_backward")
     def _(grad: Tensor, x: Tensor) -> Tensor:

@@ -77,6 +77,13 @@ void map_typed(const std::array<Tensor, Inputs>& inputs, const std::array<Tensor
                               [&](int64_t begin, int64_t end) { function(from, to, begin, end); });
 }
 
+// Writes Function of all elements of the inputs to the outputs; all are contiguous.
+template <typename Function, size_t Inputs, size_t Outputs>
+void map_into(const std::array<Tensor, Inputs>& inputs, const std::array<Tensor, Outputs>& outputs) {
+  THO_DISPATCH_V2(inputs[0].scalar_type(), "gating", AT_WRAP([&] { map_typed<Function>(inputs, outputs, scalar_t()); }),
+                  ScalarType::Float, ScalarType::Double, ScalarType::Half, ScalarType::BFloat16);
+}
+
 // Applies Function to all elements of the inputs; returns its outputs, each like the last input.
 template <typename Function, size_t Outputs, size_t Inputs>
 std::array<Tensor, Outputs> map(std::array<Tensor, Inputs> inputs) {
@@ -84,8 +91,7 @@ std::array<Tensor, Outputs> map(std::array<Tensor, Inputs> inputs) {
   for (const Tensor& input : inputs) check_same("gating", "each input", input, "the last", inputs.back());
   for (Tensor& input : inputs) input = contiguous(input);
   for (Tensor& output : outputs) output = empty_output(inputs.back());
-  THO_DISPATCH_V2(inputs[0].scalar_type(), "gating", AT_WRAP([&] { map_typed<Function>(inputs, outputs, scalar_t()); }),
-                  ScalarType::Float, ScalarType::Double, ScalarType::Half, ScalarType::BFloat16);
+  map_into<Function>(inputs, outputs);
   return outputs;
 }
 
@@ -98,6 +104,11 @@ std::tuple<Tensor, Tensor> sigmoid_gate_backward(const Tensor& grad, const Tenso
 
 Tensor squared_relu(const Tensor& x) { return map<SquaredRelu, 1, 1>({x})[0]; }
 
+void squared_relu_in_place(Tensor x) {
+  STD_TORCH_CHECK(x.is_contiguous(), "squared_relu_: x must be contiguous");
+  map_into<SquaredRelu, 1, 1>({x}, {x});
+}
+
 Tensor squared_relu_backward(const Tensor& grad, const Tensor& x) {
   return map<SquaredReluBackward, 1, 2>({grad, x})[0];
 }
@@ -109,5 +120,6 @@ STABLE_TORCH_LIBRARY_IMPL(vrwkv, CPU, m) {
   m.impl("sigmoid_gate", TORCH_BOX(&vrwkv::sigmoid_gate));
   m.impl("_sigmoid_gate_backward", TORCH_BOX(&vrwkv::sigmoid_gate_backward));
   m.impl("squared_relu", TORCH_BOX(&vrwkv::squared_relu));
+  m.impl("squared_relu_", TORCH_BOX(&vrwkv::squared_relu_in_place));
   m.impl("_squared_relu_backward", TORCH_BOX(&vrwkv::squared_relu_backward));
 }

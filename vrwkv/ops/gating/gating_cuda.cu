@@ -107,25 +107,35 @@ void map_typed(const std::vector<Tensor>& inputs, const std::vector<Tensor>& out
     launch(context, map_kernel<Function, scalar_t, kWidth>, divide_up(vectors, kThreads), dim3(kThreads), 0, pointers,
            vectors);
   };
-  if (std::all_of(inputs.begin(), inputs.end(), vectorizable)) {  // outputs are new and as large
+  if (std::all_of(inputs.begin(), inputs.end(), vectorizable)) {  // outputs are as large, and new or the input itself
     run(std::integral_constant<int, kVector<scalar_t>>());
   } else {
     run(std::integral_constant<int, 1>());
   }
 }
 
+void check_device(const char* op, const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.device().type() == kDeviceType, op, ": inputs must be on a CUDA device, got one on ",
+                  device_name(tensor));
+}
+
+// Writes Function of all elements of the inputs to the outputs; all are contiguous.
+template <typename Function>
+void map_into(const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs) {
+  THO_DISPATCH_V2(inputs[0].scalar_type(), "gating", AT_WRAP([&] { map_typed<Function>(inputs, outputs, scalar_t()); }),
+                  ScalarType::Float, ScalarType::Double, ScalarType::Half, ScalarType::BFloat16);
+}
+
 // Applies Function to all elements of the inputs; returns its outputs, each like the last input.
 template <typename Function>
 std::vector<Tensor> map(const char* op, std::vector<Tensor> inputs) {
   const Tensor& like = inputs.back();
-  STD_TORCH_CHECK(like.device().type() == kDeviceType, op, ": inputs must be on a CUDA device, got one on ",
-                  device_name(like));
+  check_device(op, like);
   for (const Tensor& input : inputs) check_same(op, "each input", input, "the last", like);
   for (Tensor& input : inputs) input = contiguous(input);
   std::vector<Tensor> outputs;
   for (int j = 0; j < Function::kOutputs; ++j) outputs.push_back(torch::stable::empty_like(inputs.back()));
-  THO_DISPATCH_V2(like.scalar_type(), "gating", AT_WRAP([&] { map_typed<Function>(inputs, outputs, scalar_t()); }),
-                  ScalarType::Float, ScalarType::Double, ScalarType::Half, ScalarType::BFloat16);
+  map_into<Function>(inputs, outputs);
   return outputs;
 }
 
@@ -138,6 +148,12 @@ std::tuple<Tensor, Tensor> sigmoid_gate_backward(const Tensor& grad, const Tenso
 
 Tensor squared_relu(const Tensor& x) { return map<SquaredRelu>("squared_relu", {x})[0]; }
 
+void squared_relu_in_place(Tensor x) {
+  check_device("squared_relu_", x);
+  STD_TORCH_CHECK(x.is_contiguous(), "squared_relu_: x must be contiguous");
+  map_into<SquaredRelu>({x}, {x});
+}
+
 Tensor squared_relu_backward(const Tensor& grad, const Tensor& x) {
   return map<SquaredReluBackward>("_squared_relu_backward", {grad, x})[0];
 }
@@ -149,5 +165,6 @@ STABLE_TORCH_LIBRARY_IMPL(vrwkv, CUDA, m) {
   m.impl("sigmoid_gate", TORCH_BOX(&vrwkv::sigmoid_gate));
   m.impl("_sigmoid_gate_backward", TORCH_BOX(&vrwkv::sigmoid_gate_backward));
   m.impl("squared_relu", TORCH_BOX(&vrwkv::squared_relu));
+  m.impl("squared_relu_", TORCH_BOX(&vrwkv::squared_relu_in_place));
   m.impl("_squared_relu_backward", TORCH_BOX(&vrwkv::squared_relu_backward));
 }
