@@ -27,6 +27,15 @@ def machine(device: str) -> dict[str, Any]:
     return {"processor": processor, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
+def keep_freed_memory() -> None:
+    """Make glibc keep freed memory, as in any process that has once freed a large tensor.
+
+    Before that it returns the memory of every layer to the system and takes it again for the next one: a fifth of the
+    time of a small model.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
+
+
 def interleaved_medians(functions: Mapping[str, Callable[[], Any]], device: str, seconds: float) -> dict[str, float]:
     """Median time of each function in seconds, from rounds that call each in turn.
 

@@ -16,7 +16,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from measure import RESULTS, interleaved_medians, machine, peak_memory, write_rows
+from measure import RESULTS, interleaved_medians, keep_freed_memory, machine, peak_memory, write_rows
 from torch import Tensor, nn
 
 import vrwkv  # noqa: F401
@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--peak", nargs=4, metavar=("MODE", "MODEL", "BATCH", "PIXELS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     if args.peak:
         return print_peak(*args.peak)
 

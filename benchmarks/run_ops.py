@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measure import RESULTS, interleaved_medians, machine, write_rows
+from measure import RESULTS, interleaved_medians, keep_freed_memory, machine, write_rows
 
 from vrwkv.ops import _extension, bi_wkv, q_shift_mix, sigmoid_gate, squared_relu
 from vrwkv.ops.bi_wkv import reference
@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the CSV file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     rows = []
     for shape, dtype in SHAPES[:4] if args.short else SHAPES:
         check(shape, dtype, args.device)

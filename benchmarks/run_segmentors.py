@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from measure import RESULTS, machine, peak_memory, write_rows
+from measure import RESULTS, keep_freed_memory, machine, peak_memory, write_rows
 from mmengine.model import revert_sync_batchnorm
 from mmseg.apis import inference_model, init_model
 from mmseg.models.necks import Feature2Pyramid
@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--peak-of", choices=SEGMENTORS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     if args.peak_of:
         segment(create(args.peak_of, args.pixels), picture(args.pixels))
         print(peak_memory())

@@ -27,6 +27,9 @@ def test_values_and_gradients(emulated, shape, dtype):
         assert_close(actual, expected, BACKWARD, dtype)
     wanted = torch_impl.squared_relu(inputs[1])
     assert_close(emulated.squared_relu(y), wanted, FORWARD, dtype)
+    in_place = y.clone()
+    emulated.squared_relu_(in_place)
+    assert torch.equal(in_place, emulated.squared_relu(y))
     (wanted_gradient,) = torch.autograd.grad(wanted, inputs[1:], grad.double())
     assert_close(emulated._squared_relu_backward(grad, y), wanted_gradient, BACKWARD, dtype)
 

@@ -13,6 +13,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 import vrwkv  # noqa: F401
+from vrwkv.layers import channel_mix
 
 CONFIGS = {  # tag, weights, input size, classes
     "test_vrwkv": ("untrained", None, 64, 1000),
@@ -124,6 +125,19 @@ def test_rectangular_img_size(img_size: Any) -> None:
     tokens = model.patch_embed(images := torch.randn(1, 3, 96, 48)).flatten(1, 2)
     first = model.blocks[0](model.ln0(tokens + model.pos_embed), (6, 3))
     torch.testing.assert_close(model.forward_intermediates(images, [0], output_fmt="NLC")[1][0], first)
+
+
+def test_inference_of_large_images_goes_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = timm.create_model("test_vrwkv").eval(), torch.randn(2, 3, 40, 56)
+    widths = []
+    handle = model.blocks[0].ffn.key.register_forward_hook(lambda module, args, output: widths.append(output.shape[1]))
+    wanted = model(images).detach()
+    monkeypatch.setattr(channel_mix, "PIECE", 5)
+    with torch.no_grad():
+        actual = model(images)
+    handle.remove()
+    assert max(widths[1:]) == 5 and sum(widths[1:]) == widths[0]
+    torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_empty_batch() -> None:

@@ -49,6 +49,12 @@ def test_gradcheck_and_opcheck(native, name):
     torch.library.opcheck(operator, make_inputs(count, (2, 3, 5), torch.float32, native))
 
 
+def test_opcheck_in_place(native):
+    torch.library.opcheck(torch.ops.vrwkv.squared_relu_.default, (torch.randn(3, 13, device=native),))
+    with pytest.raises(RuntimeError, match="x must be contiguous"):
+        torch.ops.vrwkv.squared_relu_(torch.randn(3, 5, device=native).t())
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_other_layouts_and_empty(device, name):
     function, _, count = CASES[name]
@@ -57,6 +63,19 @@ def test_other_layouts_and_empty(device, name):
     empty = make_inputs(count, (0, 8), torch.float32, device)
     y = function(*empty)
     assert y.shape == (0, 8) and torch.autograd.grad(y.sum(), empty[0])[0].shape == (0, 8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_squared_relu_in_place(device, dtype):
+    (x,) = make_inputs(1, (7, 31), dtype, device)
+    wanted = squared_relu(x)
+    assert wanted.requires_grad and torch.equal(squared_relu(x, inplace=True), wanted)  # kept: a gradient is wanted
+    for layout in (x.detach().clone(), x.detach().t().contiguous().t()):
+        y = squared_relu(layout, inplace=True)
+        assert torch.equal(y, wanted)
+    with torch.no_grad():
+        y = x.clone()
+        assert squared_relu(y, inplace=True) is y
 
 
 def test_dtypes_are_promoted(device):

@@ -5,6 +5,9 @@ from torch import Tensor, nn
 
 from vrwkv.ops import q_shift_mix, sigmoid_gate, squared_relu
 
+PIECE = 4096
+"""Tokens whose hidden values are held at a time where no gradient is wanted."""
+
 
 class ChannelMix(nn.Module):
     """``sigmoid(receptance(xr)) * value(relu(key(xk))^2)`` on shifted and mixed tokens.
@@ -55,5 +58,11 @@ class ChannelMix(nn.Module):
         """Mix the channels of ``x (B, T, C)`` on an ``(H, W)`` grid; returns ``(B, T, C)``."""
         mixes = (self.spatial_mix_k, self.spatial_mix_r)
         xk, xr = q_shift_mix(x, mixes, patch_resolution, self.shift_pixel, self.channel_gamma)
-        hidden = self.key_norm(squared_relu(self.key(xk), inplace=True))  # (B, T, hidden_dim)
-        return sigmoid_gate(self.receptance(xr), self.value(hidden))
+        return sigmoid_gate(self.receptance(xr), self._mlp(xk))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        """The squared-ReLU MLP; in pieces for large images at inference, its hidden values being the largest tensor."""
+        traced = torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy)
+        if traced or torch.is_grad_enabled() or x.shape[1] <= PIECE:
+            return self.value(self.key_norm(squared_relu(self.key(x), inplace=True)))
+        return torch.cat([self._mlp(piece) for piece in x.split(PIECE, dim=1)], dim=1)
