@@ -46,7 +46,8 @@ class DeiT(nn.Module):
         self.pyramid = Feature2Pyramid(192, norm_cfg={"type": "BN"})
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.pyramid(self.model.forward_intermediates(x, 1, norm=True, intermediates_only=True) * 4)
+        (last,) = self.model.forward_intermediates(x, 1, norm=True, intermediates_only=True)
+        return self.pyramid([last.contiguous(memory_format=torch.channels_last)] * 4)  # as ours
 
 
 def create(name: str, pixels: int) -> Any:

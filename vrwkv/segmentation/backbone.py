@@ -118,5 +118,7 @@ class VRWKV(VRWKVBackbone):
 
     def forward_padded(self, x: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`VRWKVBackbone.forward_padded`."""
-        last = self.vrwkv.forward_intermediates(x, 1, norm=True, intermediates_only=True)[0]
+        tokens = self.vrwkv.forward_features(x)
+        # A view, so channels lie last in memory: transposed convolutions are up to four times as fast that way on CPUs.
+        last = tokens.transpose(1, 2).unflatten(2, (x.shape[2] // 16, x.shape[3] // 16))
         return self.pyramid([last] * len(STRIDES))
