@@ -1,11 +1,13 @@
 // Checks of the host functions. The public functions have checked shapes and dtypes; an op that is called past them
-// must not read out of bounds.
+// must not read out of bounds, nor in a layout that it does not know.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <vector>
 
 namespace vrwkv {
 
@@ -35,6 +37,12 @@ inline void check_per_channel(const char* op, const char* name, const Tensor& te
                   tokens.size(2), ",) to match ", tokens_name);
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, op, ": ", name, " must have dtype ",
                   torch::headeronly::toString(dtype), ", got ", torch::headeronly::toString(tensor.scalar_type()));
+}
+
+inline std::vector<Tensor> contiguous_all(const std::vector<Tensor>& tensors) {
+  std::vector<Tensor> result;
+  for (const Tensor& tensor : tensors) result.push_back(torch::stable::contiguous(tensor));
+  return result;
 }
 
 }  // namespace vrwkv

@@ -141,7 +141,7 @@ struct MergeTiles {
     using L = Lanes<double, Bytes>;
     constexpr int kStep = kLanes<double>;
     const int64_t tiles = shape.tiles();
-    // Held as bytes: a vector's own alignment is that of scratch_memory, 64 bytes.
+    // Aligned for any vector: scratch_memory begins on 64 bytes.
     Carry<Bytes>* const entering =
         reinterpret_cast<Carry<Bytes>*>(scratch_memory<double>(tiles * int64_t(sizeof(Carry<Bytes>) / sizeof(double))));
     for (int64_t i = begin; i < end; ++i) {

@@ -202,12 +202,6 @@ void check(const char* op, const Tensor& x, const std::vector<Tensor>& mixes, in
   for (const Tensor& mix : mixes) check_per_channel(op, "each of mixes", mix, "x", x);
 }
 
-std::vector<Tensor> contiguous_all(const std::vector<Tensor>& tensors) {
-  std::vector<Tensor> result;
-  for (const Tensor& tensor : tensors) result.push_back(contiguous(tensor));
-  return result;
-}
-
 std::vector<Tensor> empty_like_all(const std::vector<Tensor>& tensors) {
   std::vector<Tensor> result;
   for (const Tensor& tensor : tensors) result.push_back(empty_output(tensor));

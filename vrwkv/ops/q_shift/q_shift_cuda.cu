@@ -369,12 +369,6 @@ void check_mixes(const char* op, const std::vector<Tensor>& mixes, const Tensor&
   for (const Tensor& mix : mixes) check_per_channel(op, "each of mixes", mix, "x", x);
 }
 
-std::vector<Tensor> contiguous_all(const std::vector<Tensor>& tensors) {
-  std::vector<Tensor> result;
-  for (const Tensor& tensor : tensors) result.push_back(contiguous(tensor));
-  return result;
-}
-
 std::vector<Tensor> empty_like_all(const std::vector<Tensor>& tensors) {
   std::vector<Tensor> result;
   for (const Tensor& tensor : tensors) result.push_back(torch::stable::empty_like(tensor));
