@@ -1,6 +1,7 @@
 """What the benchmarks share: interleaved medians, peak memory, the machine's name, and CSV files."""
 
 import csv
+import itertools
 import platform
 import statistics
 import time
@@ -66,6 +67,18 @@ def peak_memory() -> int:
     # Not ru_maxrss: on Linux a new process begins with its parent's.
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) * 1024
+
+
+def peak_tensor_memory(function: Callable[[], Any]) -> int:
+    """Largest sum of the tensors that torch has allocated on the CPU during a call, in bytes.
+
+    Unlike the resident size it does not depend on the C library's allocator.
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in events))
 
 
 def write_rows(name: str, rows: list[dict[str, Any]], folder: Path) -> Path:

@@ -3,7 +3,8 @@
 python benchmarks/run_models.py [--short] [--device cpu|cuda] [--threads 2]
 
 Before anything is timed, the model's output must agree with the one of the pure-torch reference ops in float64.
-Peak memory is that of a fresh process that does nothing else. Writes models_<device>.csv and resolution.png.
+Peak memory is that of a fresh process that builds the model and calls it once: of all its tensors together, and of the
+process, which is mostly torch itself for a small model. Writes models_<device>.csv and resolution.png.
 """
 
 import argparse
@@ -16,7 +17,15 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from measure import RESULTS, interleaved_medians, keep_freed_memory, machine, peak_memory, write_rows
+from measure import (
+    RESULTS,
+    interleaved_medians,
+    keep_freed_memory,
+    machine,
+    peak_memory,
+    peak_tensor_memory,
+    write_rows,
+)
 from torch import Tensor, nn
 
 import vrwkv  # noqa: F401
@@ -33,6 +42,7 @@ FORWARD = [  # model, batch, pixels; the first two are the short set
     ("vrwkv_small_patch16_224", 1, 1024),
 ]
 TRAIN = [("vrwkv_tiny_patch16_224", 8, 224), ("vrwkv_tiny_patch16_224", 1, 1024)]
+MEMORY_MODES = ("forward", "training", "training, checkpointed")
 COMPILED = [("vrwkv_tiny_patch16_224", 8, 224), ("vrwkv_tiny_patch16_224", 1, 1024)]
 BFLOAT16 = [("vrwkv_tiny_patch16_224", 8, 224), ("vrwkv_tiny_patch16_224", 1, 1024)]
 
@@ -71,7 +81,7 @@ def gemms(model: nn.Module, images: Tensor) -> Callable[[], Any]:
 def training_step(model: nn.Module, images: Tensor) -> Callable[[], Any]:
     """Forward, backward and AdamW."""
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     target = torch.zeros(len(images), dtype=torch.long, device=images.device)
 
     def run() -> None:
@@ -112,18 +122,28 @@ def check(name: str, pixels: int, device: str) -> None:
         raise SystemExit(f"{name} is wrong at {pixels} px: error {error:.3g} > 2e-5")
 
 
-def measure_memory(mode: str, name: str, batch: int, pixels: int, threads: int) -> int:
-    """Peak memory in bytes of one call in a fresh process."""
-    command = [sys.executable, __file__, "--threads", str(threads), "--peak", mode, name, str(batch), str(pixels)]
-    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+def measure_memory(mode: str, name: str, batch: int, pixels: int, threads: int) -> dict[str, str]:
+    """Columns of peak memory in MiB, each from a fresh process."""
+    columns = {}
+    for kind in ("tensors", "process"):
+        arguments = ["--peak", kind, mode, name, str(batch), str(pixels)]
+        command = [sys.executable, __file__, "--threads", str(threads), *arguments]
+        peak = int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        columns[f"peak_{kind}_mebibytes"] = f"{peak / 2**20:.0f}"
+    return columns
 
 
-def print_peak(mode: str, name: str, batch: str, pixels: str) -> None:
-    model, images = create(name, int(pixels), "cpu"), torch.randn(int(batch), 3, int(pixels), int(pixels))
-    if mode == "checkpointed":
-        model.set_grad_checkpointing()
-    (forward if mode == "forward" else training_step)(model, images)()
-    print(peak_memory())
+def print_peak(kind: str, mode: str, name: str, batch: str, pixels: str) -> None:
+    def run() -> None:
+        model, images = create(name, int(pixels), "cpu"), torch.randn(int(batch), 3, int(pixels), int(pixels))
+        model.set_grad_checkpointing(mode.endswith("checkpointed"))
+        (forward if mode == "forward" else training_step)(model, images)()
+
+    if kind == "tensors":
+        print(peak_tensor_memory(run))
+    else:
+        run()
+        print(peak_memory())
 
 
 def main() -> None:
@@ -132,7 +152,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the CSV file and the plot")
-    parser.add_argument("--peak", nargs=4, metavar=("MODE", "MODEL", "BATCH", "PIXELS"), help=argparse.SUPPRESS)
+    parser.add_argument("--peak", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()
@@ -143,15 +163,15 @@ def main() -> None:
 
     def measure(mode: str, case: tuple[str, int, int], functions: dict[str, Callable[[], Any]]) -> None:
         name, batch, pixels = case
-        memory_mode = {"forward": "forward", "training": "training", "training, checkpointed": "checkpointed"}.get(mode)
         times = interleaved_medians(functions, args.device, 3.0 if args.short else 12.0)
         print(f"{mode}, {batch} x {pixels} px")
         for label, seconds in times.items():
-            memory = ""
-            if memory_mode and label in (name, PAIRS[name]) and args.device == "cpu" and not args.short:
-                memory = f"{measure_memory(memory_mode, label, batch, pixels, args.threads) / 2**20:.0f}"
-            ratio = seconds / times[name]
-            print(f"  {label:40} {seconds * 1e3:10.2f} ms  {ratio:7.3f} x {name}  {memory and memory + ' MiB'}")
+            memory = {"peak_tensors_mebibytes": "", "peak_process_mebibytes": ""}
+            if mode in MEMORY_MODES and label in (name, PAIRS[name]) and args.device == "cpu" and not args.short:
+                memory = measure_memory(mode, label, batch, pixels, args.threads)
+            ratio, peaks = seconds / times[name], " / ".join(filter(None, memory.values()))
+            line = f"  {label:40} {seconds * 1e3:10.2f} ms  {ratio:7.3f} x {name}"
+            print(f"{line}  {peaks} MiB" if peaks else line, flush=True)
             rows.append(
                 {
                     "mode": mode,
@@ -161,7 +181,7 @@ def main() -> None:
                     "milliseconds": f"{seconds * 1e3:.3f}",
                     "times_vrwkv": f"{ratio:.4f}",
                     "images_per_second": f"{batch / seconds:.3f}",
-                    "peak_mebibytes": memory,
+                    **memory,
                     **machine(args.device),
                 }
             )
@@ -218,10 +238,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         pixels = [row["pixels"] for row in mine]
         for axis, values in (
             (axes[0], [1e3 / float(row["images_per_second"]) for row in mine]),
-            (axes[1], [float(row["peak_mebibytes"] or "nan") for row in mine]),
+            (axes[1], [float(row["peak_tensors_mebibytes"]) for row in mine]),
         ):
             axis.plot(pixels, values, "o-" if label.startswith("vrwkv") else "o--", label=label)
-    for axis, title in ((axes[0], "milliseconds per image"), (axes[1], "peak MiB of the process")):
+    for axis, title in ((axes[0], "milliseconds per image"), (axes[1], "peak MiB of the tensors")):
         axis.set(xscale="log", yscale="log", xlabel="height and width in pixels", title=title)
         axis.set_xticks([224, 512, 1024, 2048], ["224", "512", "1024", "2048"])
         axis.minorticks_off()

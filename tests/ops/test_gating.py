@@ -69,13 +69,26 @@ def test_other_layouts_and_empty(device, name):
 def test_squared_relu_in_place(device, dtype):
     (x,) = make_inputs(1, (7, 31), dtype, device)
     wanted = squared_relu(x)
-    assert wanted.requires_grad and torch.equal(squared_relu(x, inplace=True), wanted)  # kept: a gradient is wanted
     for layout in (x.detach().clone(), x.detach().t().contiguous().t()):
-        y = squared_relu(layout, inplace=True)
-        assert torch.equal(y, wanted)
-    with torch.no_grad():
-        y = x.clone()
-        assert squared_relu(y, inplace=True) is y
+        assert torch.equal(squared_relu(layout, inplace=True), wanted)
+    overwritten = x * 1
+    actual = squared_relu(overwritten, inplace=True)
+    assert torch.equal(actual, wanted)
+    grad = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    assert torch.equal(torch.autograd.grad(actual, x, grad)[0], torch.autograd.grad(wanted, x, grad)[0])
+
+
+def test_squared_relu_overwrites_what_it_may(native):
+    (x,) = make_inputs(1, (7, 31), torch.float32, native)
+    for mode in (torch.enable_grad(), torch.no_grad(), torch.inference_mode()):
+        with mode:
+            y = x * 1
+            assert squared_relu(y, inplace=True).data_ptr() == y.data_ptr()
+    with pytest.raises(RuntimeError, match="in-place"):
+        squared_relu(x, inplace=True)  # a leaf
+    kept = x.exp()  # exp keeps its result for the backward pass
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        squared_relu(kept, inplace=True).sum().backward()
 
 
 def test_dtypes_are_promoted(device):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from vrwkv.layers.recompute import recomputed
 from vrwkv.ops import q_shift_mix, sigmoid_gate, squared_relu
 
 PIECE = 4096
@@ -56,13 +57,22 @@ class ChannelMix(nn.Module):
 
     def forward(self, x: Tensor, patch_resolution: tuple[int, int]) -> Tensor:
         """Mix the channels of ``x (B, T, C)`` on an ``(H, W)`` grid; returns ``(B, T, C)``."""
-        mixes = (self.spatial_mix_k, self.spatial_mix_r)
-        xk, xr = q_shift_mix(x, mixes, patch_resolution, self.shift_pixel, self.channel_gamma)
-        return sigmoid_gate(self.receptance(xr), self._mlp(xk))
 
-    def _mlp(self, x: Tensor) -> Tensor:
-        """The squared-ReLU MLP; in pieces for large images at inference, its hidden values being the largest tensor."""
+        def shift(x: Tensor, *mixes: Tensor) -> tuple[Tensor, ...]:
+            return q_shift_mix(x, mixes, patch_resolution, self.shift_pixel, self.channel_gamma)
+
+        if self._in_pieces(x):
+            xk, xr = shift(x, self.spatial_mix_k, self.spatial_mix_r)
+            y = torch.cat([self._value(self.key(piece)) for piece in xk.split(PIECE, dim=1)], dim=1)
+            return sigmoid_gate(self.receptance(xr), y)
+        with recomputed(shift, x, self.spatial_mix_k, self.spatial_mix_r) as (xk, xr):
+            hidden, r = self.key(xk), self.receptance(xr)
+        return sigmoid_gate(r, self._value(hidden))
+
+    def _value(self, hidden: Tensor) -> Tensor:
+        return self.value(self.key_norm(squared_relu(hidden, inplace=True)))
+
+    def _in_pieces(self, x: Tensor) -> bool:
+        """Whether to hold the hidden values, the largest tensor, piece by piece: for large images at inference."""
         traced = torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy)
-        if traced or torch.is_grad_enabled() or x.shape[1] <= PIECE:
-            return self.value(self.key_norm(squared_relu(self.key(x), inplace=True)))
-        return torch.cat([self._mlp(piece) for piece in x.split(PIECE, dim=1)], dim=1)
+        return not (traced or torch.is_grad_enabled()) and x.shape[1] > PIECE

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vrwkv.layers.recompute import recomputed
 from vrwkv.ops import bi_wkv, q_shift_mix, sigmoid_gate
 
 
@@ -66,8 +67,11 @@ class SpatialMix(nn.Module):
     def forward(self, x: Tensor, patch_resolution: tuple[int, int]) -> Tensor:
         """Mix the tokens ``x (B, T, C)`` of an ``(H, W)`` grid; returns ``(B, T, C)``."""
         tokens = x.shape[1]
-        mixes = (self.spatial_mix_k, self.spatial_mix_v, self.spatial_mix_r)
-        xk, xv, xr = q_shift_mix(x, mixes, patch_resolution, self.shift_pixel, self.channel_gamma)
-        k, v, r = self.key(xk), self.value(xv), self.receptance(xr)
+
+        def shift(x: Tensor, *mixes: Tensor) -> tuple[Tensor, ...]:
+            return q_shift_mix(x, mixes, patch_resolution, self.shift_pixel, self.channel_gamma)
+
+        with recomputed(shift, x, self.spatial_mix_k, self.spatial_mix_v, self.spatial_mix_r) as (xk, xv, xr):
+            k, v, r = self.key(xk), self.value(xv), self.receptance(xr)
         y = bi_wkv(self.spatial_decay / tokens, self.spatial_first / tokens, k, v)
         return self.output(sigmoid_gate(r, self.key_norm(y)))

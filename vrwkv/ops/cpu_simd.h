@@ -1,6 +1,7 @@
 // Vector code for the CPU kernels: a block of lanes, its exponential, and the choice of instruction set at run time.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
@@ -8,7 +9,7 @@
 
 namespace vrwkv {
 
-// One step of a kernel works on 128 bytes of neighbouring channels, two cache lines: 32 floats or 16 doubles.
+// One step of a kernel works on 64 bytes of neighbouring channels, a cache line: 16 floats or 8 doubles.
 constexpr int kBlockBytes = 64;
 template <typename Real>
 constexpr int kLanes = kBlockBytes / sizeof(Real);
@@ -56,6 +57,15 @@ template <typename Real, int Bytes>
 VRWKV_INLINE Lanes<Real, Bytes> max(const Lanes<Real, Bytes>& a, const Lanes<Real, Bytes>& b) {
   Lanes<Real, Bytes> result;
   for (int i = 0; i < result.kVectors; ++i) result.part[i] = a.part[i] > b.part[i] ? a.part[i] : b.part[i];
+  return result;
+}
+
+template <typename Real, int Bytes>
+VRWKV_INLINE Lanes<Real, Bytes> sqrt(const Lanes<Real, Bytes>& x) {
+  Lanes<Real, Bytes> result;
+  for (int i = 0; i < result.kVectors; ++i) {
+    for (int lane = 0; lane < result.kWidth; ++lane) result.part[i][lane] = std::sqrt(x.part[i][lane]);
+  }
   return result;
 }
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from vrwkv.ops import _checks, _extension
 from vrwkv.ops.gating import torch_impl
@@ -36,22 +37,20 @@ def squared_relu(x: Tensor, inplace: bool = False) -> Tensor:
 
     Args:
         x: any shape, fp16, bf16, fp32 or fp64.
-        inplace: ``x`` may be overwritten; done where no gradient of ``x`` is wanted.
+        inplace: ``x`` may be overwritten; done by the kernels where it is contiguous.
 
     Returns:
-        A tensor like ``x``, differentiable.
+        A tensor like ``x``, differentiable. The backward pass keeps the result, not ``x``.
 
     Raises:
         TypeError: the dtype is not supported.
     """
     _checks.check_floating("squared_relu", "x", x)
-    if inplace and not (torch.is_grad_enabled() and x.requires_grad):
-        if not _extension.is_native(x):
-            return x.relu_().square_()
-        if x.is_contiguous():
-            torch.ops.vrwkv.squared_relu_.default(x)
-            return x
-    return (torch.ops.vrwkv.squared_relu.default if _extension.is_native(x) else torch_impl.squared_relu)(x)
+    if not _extension.is_native(x):
+        return torch_impl.squared_relu(x)
+    if inplace and x.is_contiguous() and not torch.compiler.is_compiling():  # a compiler plans memory by itself
+        return _SquaredReluInPlace.apply(x)
+    return torch.ops.vrwkv.squared_relu.default(x)
 
 
 if _extension.NATIVE_DEVICES:
@@ -76,11 +75,14 @@ if _extension.NATIVE_DEVICES:
         pass
 
     @torch.library.register_fake("vrwkv::_squared_relu_backward")
-    def _(grad: Tensor, x: Tensor) -> Tensor:
-        return _like(x)
+    def _(grad: Tensor, y: Tensor) -> Tensor:
+        return _like(y)
 
     def _save_inputs(ctx, inputs, output) -> None:
         ctx.save_for_backward(*inputs)
+
+    def _save_output(ctx, inputs, output) -> None:
+        ctx.save_for_backward(output)
 
     def _gate_backward(ctx, grad: Tensor):
         return torch.ops.vrwkv._sigmoid_gate_backward.default(grad, *ctx.saved_tensors)
@@ -89,4 +91,17 @@ if _extension.NATIVE_DEVICES:
         return torch.ops.vrwkv._squared_relu_backward.default(grad, *ctx.saved_tensors)
 
     torch.library.register_autograd("vrwkv::sigmoid_gate", _gate_backward, setup_context=_save_inputs)
-    torch.library.register_autograd("vrwkv::squared_relu", _square_backward, setup_context=_save_inputs)
+    torch.library.register_autograd("vrwkv::squared_relu", _square_backward, setup_context=_save_output)
+
+    class _SquaredReluInPlace(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x: Tensor) -> Tensor:
+            torch.ops.vrwkv.squared_relu_.default(x)
+            ctx.mark_dirty(x)
+            ctx.save_for_backward(x)
+            return x
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx, grad: Tensor) -> Tensor:
+            return _square_backward(ctx, grad)

@@ -6,5 +6,5 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vrwkv, m) {
   m.def("_sigmoid_gate_backward(Tensor grad, Tensor r, Tensor y) -> (Tensor, Tensor)");
   m.def("squared_relu(Tensor x) -> Tensor");
   m.def("squared_relu_(Tensor(a!) x) -> ()");
-  m.def("_squared_relu_backward(Tensor grad, Tensor x) -> Tensor");
+  m.def("_squared_relu_backward(Tensor grad, Tensor y) -> Tensor");
 }

@@ -40,10 +40,11 @@ struct SquaredRelu {
   }
 };
 
+// From the output: its square root is relu(x).
 struct SquaredReluBackward {
   template <typename L>
   static VRWKV_INLINE std::array<L, 1> apply(const std::array<L, 2>& in) {
-    const L positive = max(L::all(0), in[1]);
+    const L positive = sqrt(in[1]);
     return {in[0] * (positive + positive)};
   }
 };
@@ -109,8 +110,8 @@ void squared_relu_in_place(Tensor x) {
   map_into<SquaredRelu, 1, 1>({x}, {x});
 }
 
-Tensor squared_relu_backward(const Tensor& grad, const Tensor& x) {
-  return map<SquaredReluBackward, 1, 2>({grad, x})[0];
+Tensor squared_relu_backward(const Tensor& grad, const Tensor& y) {
+  return map<SquaredReluBackward, 1, 2>({grad, y})[0];
 }
 
 }  // namespace

@@ -51,11 +51,12 @@ struct SquaredRelu {
   }
 };
 
+// From the output: its square root is relu(x).
 struct SquaredReluBackward {
   static constexpr int kInputs = 2, kOutputs = 1;
   template <typename T>
   static __device__ __forceinline__ void apply(const T (&in)[kInputs], T (&out)[kOutputs]) {
-    out[0] = in[0] * (positive(in[1]) + positive(in[1]));
+    out[0] = in[0] * (2 * sqrt(in[1]));
   }
 };
 
@@ -154,8 +155,8 @@ void squared_relu_in_place(Tensor x) {
   map_into<SquaredRelu>({x}, {x});
 }
 
-Tensor squared_relu_backward(const Tensor& grad, const Tensor& x) {
-  return map<SquaredReluBackward>("_squared_relu_backward", {grad, x})[0];
+Tensor squared_relu_backward(const Tensor& grad, const Tensor& y) {
+  return map<SquaredReluBackward>("_squared_relu_backward", {grad, y})[0];
 }
 
 }  // namespace
