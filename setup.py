@@ -52,7 +52,7 @@ if build_cuda():
         cpp_extension.CUDAExtension(
             "vrwkv._cuda",
             sorted(glob("vrwkv/ops/*/*.cu")),
-            depends=glob("vrwkv/ops/**/*.cuh", recursive=True),
+            depends=glob("vrwkv/ops/**/*.cuh", recursive=True) + glob("vrwkv/ops/**/*.h", recursive=True),
             extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3", "-std=c++17", *STABLE_ABI]},
             py_limited_api=True,
         )

@@ -1,13 +1,12 @@
 """A small image folder, a config for it, and a model trained on it, shared by the tests of this folder."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from classification.colours import REPOSITORY, Main, load_tool, write_images
+from classification.colours import Main, load_tool, write_images
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -64,23 +63,3 @@ def run(tmp_path_factory: pytest.TempPathFactory, train: Main, train_args: Calla
     output = tmp_path_factory.mktemp("run") / "output"
     assert train(train_args(output)) == 0
     return output
-
-
-@pytest.fixture
-def error(capsys: pytest.CaptureFixture[str]) -> Callable[[Main, list[str]], str]:
-    """Calls a main that must fail and returns its one-line message."""
-
-    def call(main: Main, argv: list[str]) -> str:
-        capsys.readouterr()
-        assert main(argv) == 1
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1
-        return lines[0]
-
-    return call
-
-
-@pytest.fixture
-def subprocess_environment() -> dict[str, str]:
-    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

@@ -2,8 +2,6 @@
 
 import importlib.util
 import logging
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,25 +82,3 @@ def run(tmp_path_factory: pytest.TempPathFactory, train_segmentor: Main, config_
 @pytest.fixture(scope="session")
 def checkpoint(run: Path) -> Path:
     return run / "iter_4.pth"
-
-
-@pytest.fixture
-def error(capsys: pytest.CaptureFixture[str]) -> Callable[[Main, list[str]], str]:
-    """Calls a main that must fail and returns its one-line message."""
-
-    def call(main: Main, argv: list[str]) -> str:
-        capsys.readouterr()
-        assert main([str(each) for each in argv]) == 1
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1
-        return lines[0]
-
-    return call
-
-
-@pytest.fixture
-def subprocess_environment() -> dict[str, str]:
-    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

@@ -66,7 +66,7 @@ class ChannelMix(nn.Module):
             y = torch.cat([self._value(self.key(piece)) for piece in xk.split(PIECE, dim=1)], dim=1)
             return sigmoid_gate(self.receptance(xr), y)
         with recomputed(shift, x, self.spatial_mix_k, self.spatial_mix_r) as (xk, xr):
-            hidden, r = self.key(xk), self.receptance(xr)
+            r, hidden = self.receptance(xr), self.key(xk)
         return sigmoid_gate(r, self._value(hidden))
 
     def _value(self, hidden: Tensor) -> Tensor:

@@ -12,7 +12,7 @@
 
 #include "../cpu_convert.h"
 #include "../cpu_memory.h"
-#include "../op_checks.h"
+#include "q_shift_checks.h"
 
 namespace vrwkv {
 namespace {
@@ -195,13 +195,6 @@ void mix_backward(const Grid& grid, int64_t tokens, const Scalar* x, const std::
   }
 }
 
-void check(const char* op, const Tensor& x, const std::vector<Tensor>& mixes, int64_t height, int64_t width) {
-  STD_TORCH_CHECK(x.dim() == 3, op, ": x must have shape (B, T, C), got ", x.dim(), " dimensions");
-  STD_TORCH_CHECK(height >= 0 && width >= 0 && height * width == x.size(1), op, ": H * W must be T = ", x.size(1),
-                  ", got ", height, " * ", width);
-  for (const Tensor& mix : mixes) check_per_channel(op, "each of mixes", mix, "x", x);
-}
-
 std::vector<Tensor> empty_like_all(const std::vector<Tensor>& tensors) {
   std::vector<Tensor> result;
   for (const Tensor& tensor : tensors) result.push_back(empty_output(tensor));
@@ -223,7 +216,7 @@ std::vector<Scalar*> mutable_pointers(const std::vector<Tensor>& tensors) {
 }
 
 Tensor q_shift(const Tensor& x, int64_t height, int64_t width, int64_t shift_pixel, double channel_gamma) {
-  check("q_shift", x, {}, height, width);
+  check_shift("q_shift", x, {}, height, width);
   const Tensor x_ = contiguous(x);
   Tensor out = empty_output(x_);
   if (x_.numel() == 0) return out;
@@ -238,7 +231,7 @@ Tensor q_shift(const Tensor& x, int64_t height, int64_t width, int64_t shift_pix
 
 std::vector<Tensor> q_shift_mix(const Tensor& x, const std::vector<Tensor>& mixes, int64_t height, int64_t width,
                                 int64_t shift_pixel, double channel_gamma) {
-  check("q_shift_mix", x, mixes, height, width);
+  check_shift("q_shift_mix", x, mixes, height, width);
   const Tensor x_ = contiguous(x);
   const std::vector<Tensor> mixes_ = contiguous_all(mixes);
   const std::vector<Tensor> outs = empty_like_all(std::vector<Tensor>(mixes.size(), x_));
@@ -256,10 +249,8 @@ std::tuple<Tensor, std::vector<Tensor>> q_shift_mix_backward(const std::vector<T
                                                              const std::vector<Tensor>& mixes, int64_t height,
                                                              int64_t width, int64_t shift_pixel, double channel_gamma) {
   constexpr const char* kName = "_q_shift_mix_backward";
-  check(kName, x, mixes, height, width);
-  STD_TORCH_CHECK(grads.size() == mixes.size(), kName, ": grads must be as many as mixes, ", mixes.size(), ", got ",
-                  grads.size());
-  for (const Tensor& grad : grads) check_same(kName, "each of grads", grad, "x", x);
+  check_shift(kName, x, mixes, height, width);
+  check_gradients(kName, grads, x, mixes);
   const Tensor x_ = contiguous(x);
   const std::vector<Tensor> grads_ = contiguous_all(grads), mixes_ = contiguous_all(mixes);
   Tensor grad_x = empty_output(x_);

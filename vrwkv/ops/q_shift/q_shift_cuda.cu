@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "../reduce_rows.cuh"
+#include "q_shift_checks.h"
 
 namespace vrwkv {
 namespace {
@@ -359,14 +360,9 @@ void mix_backward(const Grid& grid, const std::vector<Tensor>& grads, const Tens
   });
 }
 
-void check(const char* op, const Tensor& x, int64_t height, int64_t width) {
+void check(const char* op, const Tensor& x, const std::vector<Tensor>& mixes, int64_t height, int64_t width) {
   check_tokens(op, "x", x);
-  STD_TORCH_CHECK(height >= 0 && width >= 0 && height * width == x.size(1), op, ": H * W must be T = ", x.size(1),
-                  ", got ", height, " * ", width);
-}
-
-void check_mixes(const char* op, const std::vector<Tensor>& mixes, const Tensor& x) {
-  for (const Tensor& mix : mixes) check_per_channel(op, "each of mixes", mix, "x", x);
+  check_shift(op, x, mixes, height, width);
 }
 
 std::vector<Tensor> empty_like_all(const std::vector<Tensor>& tensors) {
@@ -376,7 +372,7 @@ std::vector<Tensor> empty_like_all(const std::vector<Tensor>& tensors) {
 }
 
 Tensor q_shift(const Tensor& x, int64_t height, int64_t width, int64_t shift_pixel, double channel_gamma) {
-  check("q_shift", x, height, width);
+  check("q_shift", x, {}, height, width);
   const Tensor x_ = contiguous(x);
   Tensor y = torch::stable::empty_like(x_);
   if (x_.numel() == 0) return y;
@@ -388,8 +384,7 @@ Tensor q_shift(const Tensor& x, int64_t height, int64_t width, int64_t shift_pix
 
 std::vector<Tensor> q_shift_mix(const Tensor& x, const std::vector<Tensor>& mixes, int64_t height, int64_t width,
                                 int64_t shift_pixel, double channel_gamma) {
-  check("q_shift_mix", x, height, width);
-  check_mixes("q_shift_mix", mixes, x);
+  check("q_shift_mix", x, mixes, height, width);
   const Tensor x_ = contiguous(x);
   const std::vector<Tensor> mixes_ = contiguous_all(mixes);
   const std::vector<Tensor> outs = empty_like_all(std::vector<Tensor>(mixes.size(), x_));
@@ -404,11 +399,8 @@ std::tuple<Tensor, std::vector<Tensor>> q_shift_mix_backward(const std::vector<T
                                                              const std::vector<Tensor>& mixes, int64_t height,
                                                              int64_t width, int64_t shift_pixel, double channel_gamma) {
   constexpr const char* kName = "_q_shift_mix_backward";
-  check(kName, x, height, width);
-  check_mixes(kName, mixes, x);
-  STD_TORCH_CHECK(grads.size() == mixes.size(), kName, ": grads must be as many as mixes, ", mixes.size(), ", got ",
-                  grads.size());
-  for (const Tensor& grad : grads) check_same(kName, "each of grads", grad, "x", x);
+  check(kName, x, mixes, height, width);
+  check_gradients(kName, grads, x, mixes);
   const Tensor x_ = contiguous(x);
   const std::vector<Tensor> grads_ = contiguous_all(grads), mixes_ = contiguous_all(mixes);
   Tensor grad_x = torch::stable::empty_like(x_);

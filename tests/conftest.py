@@ -1,0 +1,30 @@
+"""Fixtures for the tests of command-line tools."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from classification.colours import REPOSITORY, Main
+
+
+@pytest.fixture
+def error(capsys: pytest.CaptureFixture[str]) -> Callable[[Main, list[Any]], str]:
+    """Calls a main that must fail and returns its one-line message."""
+
+    def call(main: Main, argv: list[Any]) -> str:
+        capsys.readouterr()
+        assert main([str(each) for each in argv]) == 1
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1
+        return lines[0]
+
+    return call
+
+
+@pytest.fixture
+def subprocess_environment() -> dict[str, str]:
+    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
