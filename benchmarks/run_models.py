@@ -8,6 +8,7 @@ process, which is mostly torch itself for a small model. Writes models_<device>.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -128,7 +129,8 @@ def measure_memory(mode: str, name: str, batch: int, pixels: int, threads: int) 
     for kind in ("tensors", "process"):
         arguments = ["--peak", kind, mode, name, str(batch), str(pixels)]
         command = [sys.executable, __file__, "--threads", str(threads), *arguments]
-        peak = int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        quiet = os.environ | {"KINETO_LOG_LEVEL": "5"}
+        peak = int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=quiet).stdout)
         columns[f"peak_{kind}_mebibytes"] = f"{peak / 2**20:.0f}"
     return columns
 

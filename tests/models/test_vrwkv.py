@@ -160,6 +160,16 @@ def test_low_precision(dtype: torch.dtype, args: dict[str, Any], backend: str) -
         torch.testing.assert_close(logits.float(), expected, rtol=0, atol=0.03 * expected.abs().max().item())
 
 
+def test_same_bits_on_every_run(backend: str) -> None:
+    model, images = create(), torch.randn(2, 3, 64, 64)
+
+    def run() -> list[torch.Tensor]:
+        logits = model(images)
+        return [logits, *torch.autograd.grad(logits.square().sum(), list(model.parameters()))]
+
+    assert all(map(torch.equal, run(), run()))
+
+
 @pytest.mark.parametrize("args", [dict(drop_path_rate=0.6), dict(drop_rate=0.5)], ids=str)
 def test_drop_rates_act_in_training_only(args: dict[str, float]) -> None:
     model = create(**args)

@@ -67,7 +67,9 @@ class ChannelMix(nn.Module):
             return sigmoid_gate(self.receptance(xr), y)
         with recomputed(shift, x, self.spatial_mix_k, self.spatial_mix_r) as (xk, xr):
             r, hidden = self.receptance(xr), self.key(xk)
-        return sigmoid_gate(r, self._value(hidden))
+        y = self._value(hidden)
+        del xk, xr, hidden  # memory that is still in cache, for the gate
+        return sigmoid_gate(r, y)
 
     def _value(self, hidden: Tensor) -> Tensor:
         return self.value(self.key_norm(squared_relu(hidden, inplace=True)))

@@ -49,7 +49,10 @@ def squared_relu(x: Tensor, inplace: bool = False) -> Tensor:
     if not _extension.is_native(x):
         return torch_impl.squared_relu(x)
     if inplace and x.is_contiguous() and not torch.compiler.is_compiling():  # a compiler plans memory by itself
-        return _SquaredReluInPlace.apply(x)
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _SquaredReluInPlace.apply(x)
+        torch.ops.vrwkv.squared_relu_.default(x)
+        return x
     return torch.ops.vrwkv.squared_relu.default(x)
 
 
