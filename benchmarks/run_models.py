@@ -4,7 +4,7 @@ python benchmarks/run_models.py [--short] [--device cpu|cuda] [--threads 2]
 
 Before anything is timed, the model's output must agree with the one of the pure-torch reference ops in float64.
 Peak memory is that of a fresh process that builds the model and calls it once: of all its tensors together, and of the
-process, which is mostly torch itself for a small model. Writes models_<device>.csv and resolution.png.
+process, which is mostly torch itself for a small model. Writes models_<device>.csv and resolution_<device>.png.
 """
 
 import argparse
@@ -224,7 +224,7 @@ def main() -> None:
     suffix = "short" if args.short else args.device
     print(write_rows(f"models_{suffix}", rows, args.output))
     if not args.short:
-        draw(rows, args.output / "resolution.png")
+        draw(rows, args.output / f"resolution_{args.device}.png")
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -240,7 +240,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         pixels = [row["pixels"] for row in mine]
         for axis, values in (
             (axes[0], [1e3 / float(row["images_per_second"]) for row in mine]),
-            (axes[1], [float(row["peak_tensors_mebibytes"]) for row in mine]),
+            (axes[1], [float(row["peak_tensors_mebibytes"] or "nan") for row in mine]),
         ):
             axis.plot(pixels, values, "o-" if label.startswith("vrwkv") else "o--", label=label)
     for axis, title in ((axes[0], "milliseconds per image"), (axes[1], "peak MiB of the tensors")):

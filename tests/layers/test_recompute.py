@@ -1,9 +1,15 @@
+import sys
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
+from vrwkv.layers import ChannelMix, SpatialMix
 from vrwkv.layers.recompute import recomputed
+from vrwkv.ops import q_shift_mix
 
 
 class Counted:
@@ -25,8 +31,13 @@ def case():
     return x.requires_grad_(), scale.requires_grad_(), nn.Linear(8, 4, bias=False), nn.Linear(8, 4), Counted()
 
 
-def through(x, scale, first, second, function, context=recomputed):
-    with context(function, x, scale) as (a, b):
+@contextmanager
+def plain_context(function, *inputs):
+    yield function(*inputs)
+
+
+def through(x, scale, first, second, function):
+    with recomputed(function, x, scale) as (a, b):
         c, d = first(a), second(b)
     return (c * d.tanh()).sum()
 
@@ -52,14 +63,64 @@ def test_same_bits_for_one_more_call(case):
 
 
 def test_results_are_not_kept(case):
+    x, scale, first, second, function = case
+    with recomputed(function, x, scale) as (a, b):
+        loss = first(a).sum() + second(b).sum()
+    storages = [StorageWeakRef(result.untyped_storage()) for result in (a, b)]
+    del a, b
+    assert loss.requires_grad and all(storage.expired() for storage in storages)
+
+
+def test_an_outer_hook_sees_what_is_kept(case):
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        x, scale, first, second, function = case
-        with recomputed(function, x, scale) as (a, b):
-            loss = first(a).sum() + second(b).sum()
-    assert loss.requires_grad and any(tensor is x for tensor in kept)  # an outer hook sees what is kept instead
-    results = {a.untyped_storage().data_ptr(), b.untyped_storage().data_ptr()}
-    assert not results & {tensor.untyped_storage().data_ptr() for tensor in kept}
+        through(*case)
+    assert any(tensor is case[0] for tensor in kept)
+
+
+def test_changes_in_place(case):
+    x, scale, first, second, function = case
+
+    def changed(context):
+        with context(function, x, scale) as (a, b):
+            return first(a.mul_(3)).sum() + second(b).sum()
+
+    wanted = gradients(changed(plain_context), case)
+    assert all(map(torch.equal, gradients(changed(recomputed), case), wanted))
+    loss = through(*case)
+    with torch.no_grad():
+        first.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_torch_func(case):
+    x, scale, *rest = case
+    actual = torch.func.grad(lambda x: through(x, scale, *rest))(x)
+    torch.testing.assert_close(actual, gradients(plain(*case), case)[0])
+
+
+@pytest.mark.parametrize(
+    "layer", [SpatialMix(8, 0, 2), ChannelMix(8, 16, 0, 2)], ids=lambda layer: type(layer).__name__
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_mixes_keep_no_shifted_tokens(layer, dtype, monkeypatch):
+    calls = []
+    module = sys.modules[type(layer).__module__]
+
+    def counted(x, *args):
+        calls.append(x.dtype)
+        return q_shift_mix(x, *args)
+
+    monkeypatch.setattr(module, "q_shift_mix", counted)
+    x = torch.randn(2, 6, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        y = layer(x, (2, 3))
+    y.float().square().sum().backward()
+    assert calls == [dtype, dtype] and x.grad.dtype == torch.float32
+    with torch.no_grad():
+        layer(x, (2, 3))
+    assert len(calls) == 3
 
 
 def test_again_and_twice(case):
@@ -100,15 +161,3 @@ def test_without_gradients(case):
     for mode in (torch.no_grad(), torch.inference_mode()):
         with mode:
             assert torch.equal(through(*case), plain(*case))
-
-
-def test_autocast_is_the_same_again(case):
-    def rounded(x, scale):
-        x = x.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else x
-        return function(x, scale.to(x.dtype))
-
-    *rest, function = case
-    with torch.autocast("cpu", torch.bfloat16):
-        loss, wanted = through(*rest, rounded), plain(*rest, rounded)
-    assert all(map(torch.equal, gradients(loss, case), gradients(wanted, case)))
-    assert function.calls == 3

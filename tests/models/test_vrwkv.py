@@ -160,8 +160,19 @@ def test_low_precision(dtype: torch.dtype, args: dict[str, Any], backend: str) -
         torch.testing.assert_close(logits.float(), expected, rtol=0, atol=0.03 * expected.abs().max().item())
 
 
+def test_backward_hooks_on_every_module(backend: str) -> None:
+    model, images = create(), torch.randn(2, 3, 64, 64, requires_grad=True)
+    expected = loss_and_gradients(model, images)
+    called = set()
+    for name, module in model.named_modules():
+        module.register_full_backward_hook(lambda *_, name=name: called.add(name))
+    torch.testing.assert_close(loss_and_gradients(model, images), expected, rtol=0, atol=0)
+    assert {"", "blocks.0.att.key", "blocks.2.ffn.key", "blocks.2.ffn.value"} <= called
+
+
 def test_same_bits_on_every_run(backend: str) -> None:
-    model, images = create(), torch.randn(2, 3, 64, 64)
+    torch.set_num_threads(4)
+    model, images = create(), torch.randn(2, 3, 320, 320)
 
     def run() -> list[torch.Tensor]:
         logits = model(images)

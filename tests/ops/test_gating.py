@@ -84,11 +84,22 @@ def test_squared_relu_overwrites_what_it_may(native):
         with mode:
             y = x * 1
             assert squared_relu(y, inplace=True).data_ptr() == y.data_ptr()
-    with pytest.raises(RuntimeError, match="in-place"):
-        squared_relu(x, inplace=True)  # a leaf
     kept = x.exp()  # exp keeps its result for the backward pass
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         squared_relu(kept, inplace=True).sum().backward()
+    w = torch.ones_like(x, requires_grad=True)
+    kept = x.detach().clone()
+    product = (w * kept).sum()
+    squared_relu(kept, inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+def test_squared_relu_leaves_a_leaf_alone(native):
+    (x,) = make_inputs(1, (7, 31), torch.float32, native)
+    before = x.detach().clone()
+    squared_relu(x, inplace=True).sum().backward()
+    assert torch.equal(x, before) and x.grad is not None
 
 
 def test_dtypes_are_promoted(device):

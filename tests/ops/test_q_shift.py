@@ -112,18 +112,6 @@ def test_layouts_that_are_not_contiguous(device):
     assert torch.equal(q_shift_mix(transposed, [mix[::2]], (3, 4))[0], q_shift_mix(x, [mix[::2].clone()], (3, 4))[0])
 
 
-def test_autocast(device):
-    x = tokens((3, 4), 8, torch.float32, device).requires_grad_()
-    mixes = [torch.rand(8, device=device).requires_grad_() for _ in range(2)]
-    with torch.autocast(torch.device(device).type, torch.bfloat16):
-        outputs = q_shift_mix(x, mixes, (3, 4))
-        (exact,) = q_shift_mix(x.double(), mixes[:1], (3, 4))
-    assert exact.dtype == torch.float64
-    assert all(torch.equal(a, b) for a, b in zip(outputs, q_shift_mix(x.bfloat16(), mixes, (3, 4)), strict=True))
-    for gradient in torch.autograd.grad([y.sum() for y in outputs], [x, *mixes]):
-        assert gradient.dtype == torch.float32
-
-
 @pytest.mark.parametrize("shape, grid", [((0, 6, 4), (2, 3)), ((2, 0, 4), (0, 3)), ((2, 6, 0), (2, 3))])
 def test_empty(device, shape, grid):
     x = torch.zeros(shape, device=device, requires_grad=True)

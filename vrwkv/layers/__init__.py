@@ -2,6 +2,7 @@
 
 from timm.layers import register_notrace_function
 
+from vrwkv.layers.autocast import autocast_input
 from vrwkv.layers.channel_mix import ChannelMix
 from vrwkv.layers.pos_embed import resize_pos_embed
 from vrwkv.layers.spatial_mix import SpatialMix
@@ -10,5 +11,5 @@ from vrwkv.ops import bi_wkv, q_shift_mix, sigmoid_gate, squared_relu
 __all__ = ["ChannelMix", "SpatialMix", "resize_pos_embed"]
 
 # What these do depends on shapes, so FX tracing must take each as one node.
-for _function in (bi_wkv, q_shift_mix, sigmoid_gate, squared_relu, resize_pos_embed):
+for _function in (autocast_input, bi_wkv, q_shift_mix, sigmoid_gate, squared_relu, resize_pos_embed):
     register_notrace_function(_function)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from vrwkv.layers.autocast import autocast_input
 from vrwkv.layers.recompute import recomputed
 from vrwkv.ops import q_shift_mix, sigmoid_gate, squared_relu
 
@@ -61,14 +62,16 @@ class ChannelMix(nn.Module):
         def shift(x: Tensor, *mixes: Tensor) -> tuple[Tensor, ...]:
             return q_shift_mix(x, mixes, patch_resolution, self.shift_pixel, self.channel_gamma)
 
+        x = autocast_input(x)
         if self._in_pieces(x):
             xk, xr = shift(x, self.spatial_mix_k, self.spatial_mix_r)
             y = torch.cat([self._value(self.key(piece)) for piece in xk.split(PIECE, dim=1)], dim=1)
             return sigmoid_gate(self.receptance(xr), y)
         with recomputed(shift, x, self.spatial_mix_k, self.spatial_mix_r) as (xk, xr):
             r, hidden = self.receptance(xr), self.key(xk)
+        del xk, xr  # their memory serves what follows
         y = self._value(hidden)
-        del xk, xr, hidden  # memory that is still in cache, for the gate
+        del hidden
         return sigmoid_gate(r, y)
 
     def _value(self, hidden: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Activations that the backward pass computes again, where keeping them would cost more memory than it saves time."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,29 +22,44 @@ def recomputed(function: Callable[..., Any], *inputs: Tensor) -> Iterator[Any]:
         inputs: what it is called with.
     """
     result = function(*inputs)
-    # Nothing but tensors that autograd records has anything to keep; symbolic tracing is left alone with the rest.
-    recorded = not torch.compiler.is_compiling() and torch.is_grad_enabled()
-    if not (recorded and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)):
+    if not _recorded(inputs):
         yield result
         return
     recipe = _Recipe(function, inputs)
     outputs = (result,) if isinstance(result, Tensor) else result
-    places = {output.untyped_storage().data_ptr(): place for place, output in enumerate(outputs) if output.numel()}
+    places = {
+        output.untyped_storage().data_ptr(): (place, output._version)
+        for place, output in enumerate(outputs)
+        if output.numel()
+    }
 
     def pack(tensor: Tensor) -> Any:
-        place = places.get(tensor.untyped_storage().data_ptr())
-        if place is None:
-            return tensor
+        place, version = places.get(tensor.untyped_storage().data_ptr(), (None, None))
+        if place is None or tensor._version != version:
+            return tensor, tensor._version
         return recipe, place, tensor.size(), tensor.stride(), tensor.storage_offset()
 
     def unpack(packed: Any) -> Tensor:
-        if isinstance(packed, Tensor):
-            return packed
-        recipe, place, *view = packed
-        return recipe.output(place).as_strided(*view)
+        if isinstance(packed[0], _Recipe):
+            recipe, place, *view = packed
+            return recipe.output(place).as_strided(*view)
+        tensor, version = packed
+        if tensor._version != version:  # autograd's own check, which hooks switch off
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                f"a tensor of shape {tuple(tensor.shape)} is at version {tensor._version}; expected version {version}"
+            )
+        return tensor
 
     with saved_tensors_hooks(pack, unpack):
         yield result
+
+
+def _recorded(inputs: tuple[Any, ...]) -> bool:
+    """Whether autograd records what is done with the inputs; not for compilers, tracing and ``torch.func``."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return False
+    return any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
 
 
 class _Keep(torch.autograd.Function):
@@ -61,18 +76,12 @@ class _Recipe:
 
     def __init__(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
         self.function = function
-        self.node = _Keep.apply(*inputs).grad_fn
-        device = inputs[0].device.type
-        self.autocast: AbstractContextManager[Any] = nullcontext()
-        if torch.amp.is_autocast_available(device):
-            dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-            self.autocast = torch.autocast(device, dtype, enabled)
+        self.keeper = _Keep.apply(*inputs)
         self.outputs: dict[int, Tensor] = {}
 
     def output(self, place: int) -> Tensor:
         """Output number ``place``, once; all are computed when the first is asked for."""
         if place not in self.outputs:
-            with self.autocast:
-                result = self.function(*self.node.saved_tensors)
+            result = self.function(*self.keeper.grad_fn.saved_tensors)
             self.outputs = dict(enumerate((result,) if isinstance(result, Tensor) else result))
         return self.outputs.pop(place)

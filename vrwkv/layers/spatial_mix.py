@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vrwkv.layers.autocast import autocast_input
 from vrwkv.layers.recompute import recomputed
 from vrwkv.ops import bi_wkv, q_shift_mix, sigmoid_gate
 
@@ -71,7 +72,9 @@ class SpatialMix(nn.Module):
         def shift(x: Tensor, *mixes: Tensor) -> tuple[Tensor, ...]:
             return q_shift_mix(x, mixes, patch_resolution, self.shift_pixel, self.channel_gamma)
 
+        x = autocast_input(x)
         with recomputed(shift, x, self.spatial_mix_k, self.spatial_mix_v, self.spatial_mix_r) as (xk, xv, xr):
             k, v, r = self.key(xk), self.value(xv), self.receptance(xr)
+        del xk, xv, xr  # their memory serves what follows
         y = bi_wkv(self.spatial_decay / tokens, self.spatial_first / tokens, k, v)
         return self.output(sigmoid_gate(r, self.key_norm(y)))

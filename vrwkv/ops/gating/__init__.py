@@ -37,22 +37,26 @@ def squared_relu(x: Tensor, inplace: bool = False) -> Tensor:
 
     Args:
         x: any shape, fp16, bf16, fp32 or fp64.
-        inplace: ``x`` may be overwritten; done by the kernels where it is contiguous.
+        inplace: ``x`` may be overwritten; done where the layout and autograd allow it.
 
     Returns:
-        A tensor like ``x``, differentiable. The backward pass keeps the result, not ``x``.
+        A tensor like ``x``, differentiable. The kernels keep it for the backward pass, not ``x``.
 
     Raises:
         TypeError: the dtype is not supported.
     """
     _checks.check_floating("squared_relu", "x", x)
+    wants_gradient = torch.is_grad_enabled() and x.requires_grad
+    inplace = inplace and x.is_contiguous() and not torch.compiler.is_compiling()  # a compiler plans memory by itself
     if not _extension.is_native(x):
-        return torch_impl.squared_relu(x)
-    if inplace and x.is_contiguous() and not torch.compiler.is_compiling():  # a compiler plans memory by itself
-        if torch.is_grad_enabled() and x.requires_grad:
-            return _SquaredReluInPlace.apply(x)
+        return x.relu_().square_() if inplace and not wants_gradient else torch_impl.squared_relu(x)
+    if inplace and not wants_gradient:
         torch.ops.vrwkv.squared_relu_.default(x)
+        torch.autograd.graph.increment_version(x)  # for those that have kept x
         return x
+    # Autograd forbids it for leaves and for some views, such as outputs of modules with backward hooks.
+    if inplace and not (x.is_leaf or x._is_view()):
+        return _SquaredReluInPlace.apply(x)
     return torch.ops.vrwkv.squared_relu.default(x)
 
 

@@ -67,7 +67,7 @@ def q_shift_mix(
 
     Returns:
         One ``(B, T, C)`` per mix in ``x``'s dtype, computed in fp32 (fp64 for fp64 input), differentiable in ``x`` and
-        ``mixes``. Under autocast ``x`` is rounded to its dtype first, as for the matrix products that follow.
+        ``mixes``.
 
     Raises:
         ValueError: a shape, device or argument does not fit.
@@ -75,9 +75,6 @@ def q_shift_mix(
     """
     _check("q_shift_mix", x, patch_resolution, shift_pixel, channel_gamma)
     accumulate = torch.float64 if x.dtype == torch.float64 else torch.float32
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(device))
     for index, mix in enumerate(mixes):
         _checks.check_per_channel("q_shift_mix", f"mixes[{index}]", mix, "x", x)
     mixes = [mix.to(accumulate) for mix in mixes]
