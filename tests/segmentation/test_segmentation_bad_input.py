@@ -136,10 +136,12 @@ class Probes:
 
 
 @pytest.mark.parametrize(("payload", "named"), [(Wants(), "posix.system"), (Probes(), "getattr")])
-def test_checkpoint_that_would_run_code(payload, named, config_path, test_segmentor, error, tmp_path):
+def test_checkpoint_that_would_run_code(payload, named, config_path, test_segmentor, error, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmengine.runner.runner.time.strftime", lambda *_: "20260101_000000")
     torch.save({"state_dict": {"x": torch.zeros(1)}, "meta": payload}, tmp_path / "x.pth")
-    message = error(test_segmentor, [config_path, tmp_path / "x.pth"])
-    assert "x.pth is not a checkpoint that can be read safely" in message
+    for _ in range(2):  # in one second: mmengine names experiments by the second
+        message = error(test_segmentor, [config_path, tmp_path / "x.pth"])
+        assert "x.pth is not a checkpoint that can be read safely" in message
     assert named in message
     assert "if you trust it" in message
 

@@ -78,6 +78,8 @@ def test(
     """
     with tempfile.TemporaryDirectory() as work_dir:  # the Runner's log
         cfg = _prepare(config, work_dir, options, ("test_dataloader",))
+        # mmengine keeps one visualizer per name for the life of the process, and this one's folder will be gone.
+        cfg.visualizer, cfg.experiment_name = None, Path(work_dir).name
         cfg.load_from = None
         cfg.model.backbone.init_cfg = None
         if tta:
