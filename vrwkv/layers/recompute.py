@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 
 @contextmanager
-def recomputed(function: Callable[..., Any], *inputs: Tensor) -> Iterator[Any]:
+def recomputed(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """``with recomputed(function, *inputs) as result:`` runs ops that keep ``inputs`` for the backward pass.
 
     For cheap functions whose inputs are kept anyway, in front of matrix products, which would keep the result too.
@@ -18,7 +18,7 @@ def recomputed(function: Callable[..., Any], *inputs: Tensor) -> Iterator[Any]:
     nothing else that the block keeps, so it should hold the products alone. ``torch.compile`` plans memory by itself.
 
     Args:
-        function: from tensors to a tensor or a tuple of tensors; it must change nothing and return the same each time.
+        function: from tensors to a tuple of tensors; it must change nothing and return the same each time.
         inputs: what it is called with.
     """
     result = function(*inputs)
@@ -26,10 +26,9 @@ def recomputed(function: Callable[..., Any], *inputs: Tensor) -> Iterator[Any]:
         yield result
         return
     recipe = _Recipe(function, inputs)
-    outputs = (result,) if isinstance(result, Tensor) else result
     places = {
         output.untyped_storage().data_ptr(): (place, output._version)
-        for place, output in enumerate(outputs)
+        for place, output in enumerate(result)
         if output.numel()
     }
 
@@ -74,7 +73,7 @@ class _Keep(torch.autograd.Function):
 class _Recipe:
     """How to make the outputs again."""
 
-    def __init__(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...]) -> None:
         self.function = function
         self.keeper = _Keep.apply(*inputs)
         self.outputs: dict[int, Tensor] = {}
@@ -82,6 +81,5 @@ class _Recipe:
     def output(self, place: int) -> Tensor:
         """Output number ``place``, once; all are computed when the first is asked for."""
         if place not in self.outputs:
-            result = self.function(*self.keeper.grad_fn.saved_tensors)
-            self.outputs = dict(enumerate((result,) if isinstance(result, Tensor) else result))
+            self.outputs = dict(enumerate(self.function(*self.keeper.grad_fn.saved_tensors)))
         return self.outputs.pop(place)
