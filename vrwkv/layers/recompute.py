@@ -1,7 +1,7 @@
 """Activations that the backward pass computes again, where keeping them would cost more memory than it saves time."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 
-@contextmanager
-def recomputed(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def recomputed(
+    function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
+) -> AbstractContextManager[tuple[Tensor, ...]]:
     """``with recomputed(function, *inputs) as result:`` runs ops that keep ``inputs`` for the backward pass.
 
     For cheap functions whose inputs are kept anyway, in front of matrix products, which would keep the result too.
@@ -22,9 +23,14 @@ def recomputed(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> 
         inputs: what it is called with.
     """
     result = function(*inputs)
-    if not _recorded(inputs):
-        yield result
-        return
+    return _keeping_recipe(function, inputs, result) if _recorded(inputs) else nullcontext(result)
+
+
+@contextmanager
+def _keeping_recipe(
+    function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...], result: tuple[Tensor, ...]
+) -> Iterator[tuple[Tensor, ...]]:
+    """Hand out ``result``, and let what is saved of it be a recipe."""
     recipe = _Recipe(function, inputs)
     places = {
         output.untyped_storage().data_ptr(): (place, output._version)

@@ -47,11 +47,11 @@ struct HalfBits {
   }
 };
 
-// Ask for the cache lines of a block ahead of its use; any address will do.
+// Ask the second-level cache, which has the room, for the lines of a block ahead of its use; any address will do.
 template <typename Scalar>
 VRWKV_INLINE void prefetch(const Scalar* block) {
   constexpr int kSize = kLanes<Accumulate<Scalar>> * sizeof(Scalar);
-  for (int byte = 0; byte < kSize; byte += 64) __builtin_prefetch(reinterpret_cast<const char*>(block) + byte);
+  for (int byte = 0; byte < kSize; byte += 64) __builtin_prefetch(reinterpret_cast<const char*>(block) + byte, 0, 2);
 }
 
 // `count` neighbouring elements, at most a block, as accumulator values; the lanes behind them are 0.

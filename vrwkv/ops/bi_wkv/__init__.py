@@ -37,10 +37,8 @@ def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     _checks.check_tokens("bi_wkv", "k", k)
     _checks.check_same("bi_wkv", "v", v, "k", k)
-    _checks.check_per_channel("bi_wkv", "w", w, "k", k)
-    _checks.check_per_channel("bi_wkv", "u", u, "k", k)
-    accumulate = torch.float64 if k.dtype == torch.float64 else torch.float32
-    w, u = w.to(accumulate), u.to(accumulate)
+    w = _checks.per_channel("bi_wkv", "w", w, "k", k)
+    u = _checks.per_channel("bi_wkv", "u", u, "k", k)
     if _extension.is_native(k):
         return torch.ops.vrwkv.bi_wkv.default(w, u, k, v)
     return torch_impl.bi_wkv(w, u, k, v)

@@ -22,12 +22,12 @@ struct Inputs {
   const Channels<Real>& channels;
   const Scalar *k, *v;
 
-  template <int Bytes>
-  VRWKV_INLINE Lanes<Real, Bytes> row(const Scalar* tensor, const Item& item, int64_t t) const {
+  template <int Bytes, typename AnyItem>
+  VRWKV_INLINE Lanes<Real, Bytes> row(const Scalar* tensor, const AnyItem& item, int64_t t) const {
     return read_block<Scalar, Bytes>(tensor + item.offset + t * shape.channels, item.lanes);
   }
-  template <int Bytes>
-  VRWKV_INLINE Lanes<Real, Bytes> largest_key(const Item& item) const {
+  template <int Bytes, typename AnyItem>
+  VRWKV_INLINE Lanes<Real, Bytes> largest_key(const AnyItem& item) const {
     auto result = Lanes<Real, Bytes>::all(std::numeric_limits<Real>::lowest());
     for (int64_t t = 0; t < item.tokens; ++t) result = max(row<Bytes>(k, item, t), result);
     return result;
@@ -73,9 +73,7 @@ struct SumTiles {
   template <int Bytes>
   static VRWKV_INLINE void run(const Inputs<Scalar>& in, Boundary<Real>* boundaries, int64_t begin, int64_t end) {
     using L = Lanes<Real, Bytes>;
-    for (int64_t index = begin; index < end; ++index) {
-      const Item item(in.shape, index);
-      if (!in.channels.fast[item.block]) continue;
+    each_fast_item(in.shape, in.channels, begin, end, [&](const auto& item) __attribute__((always_inline)) {
       const L mu = L::load(&in.channels.mu[item.block * kLanes<Real>]);
       const L reference = in.template largest_key<Bytes>(item);
       Sums<Real, Bytes> prefix{L::all(0), L::all(0)}, suffix = prefix;
@@ -90,8 +88,8 @@ struct SumTiles {
         suffix.den = suffix.den + decay * e;
         decay = decay + decay * mu;
       }
-      boundaries[index].set(reference, prefix, suffix);
-    }
+      boundaries[item.index].set(reference, prefix, suffix);
+    });
   }
 };
 
@@ -107,16 +105,14 @@ struct OutputTiles {
     const int64_t rows = in.shape.tile * kRow;
     Real* const weight = scratch_memory<Real>(4 * rows);  // e^(k - reference), and times v
     Real *const weighted = weight + rows, *const suffix_num = weighted + rows, *const suffix_den = suffix_num + rows;
-    for (int64_t index = begin; index < end; ++index) {
-      const Item item(in.shape, index);
-      if (!in.channels.fast[item.block]) continue;
+    each_fast_item(in.shape, in.channels, begin, end, [&](const auto& item) __attribute__((always_inline)) {
       const L mu = L::load(&in.channels.mu[item.block * kRow]), self = L::load(&in.channels.self[item.block * kRow]);
       Sums<Real, Bytes> prefix{L::all(0), L::all(0)}, suffix = prefix;
       L reference;
       if (boundaries) {
-        reference = L::load(boundaries[index].reference);
-        prefix = boundaries[index].template prefix<Bytes>();
-        suffix = boundaries[index].template suffix<Bytes>();
+        reference = L::load(boundaries[item.index].reference);
+        prefix = boundaries[item.index].template prefix<Bytes>();
+        suffix = boundaries[item.index].template suffix<Bytes>();
       } else {
         reference = in.template largest_key<Bytes>(item);
       }
@@ -140,7 +136,7 @@ struct OutputTiles {
         prefix.advance(mu, ev, e);
         write_block<Scalar, Bytes>(num / den, to, item.lanes);
       }
-    }
+    });
   }
 };
 
@@ -176,22 +172,20 @@ struct BackwardTiles {
     constexpr int64_t kRow = kLanes<Real>;
     const Scratch scratch(in.shape.tile * kRow);
     const L zero = L::all(0);
-    for (int64_t index = begin; index < end; ++index) {
-      const Item item(in.shape, index);
-      if (!in.channels.fast[item.block]) continue;
+    each_fast_item(in.shape, in.channels, begin, end, [&](const auto& item) __attribute__((always_inline)) {
       const L mu = L::load(&in.channels.mu[item.block * kRow]), self = L::load(&in.channels.self[item.block * kRow]);
       Sums<Real, Bytes> prefix{zero, zero}, suffix = prefix, prefix_ab = prefix, suffix_ab = prefix;
       L reference;
       if (entering) {
-        reference = L::load(entering[index].reference);
-        prefix = entering[index].template prefix<Bytes>();
-        suffix = entering[index].template suffix<Bytes>();
+        reference = L::load(entering[item.index].reference);
+        prefix = entering[item.index].template prefix<Bytes>();
+        suffix = entering[item.index].template suffix<Bytes>();
       } else {
         reference = in.template largest_key<Bytes>(item);
       }
       if (entering_ab) {
-        prefix_ab = entering_ab[index].template prefix<Bytes>();
-        suffix_ab = entering_ab[index].template suffix<Bytes>();
+        prefix_ab = entering_ab[item.index].template prefix<Bytes>();
+        suffix_ab = entering_ab[item.index].template suffix<Bytes>();
       }
 
       Ahead<Scalar> inputs_ahead(in.shape, item), gradient_ahead = inputs_ahead, outputs_ahead = inputs_ahead;
@@ -243,16 +237,16 @@ struct BackwardTiles {
         prefix_ab.advance(mu, a, b);
       }
       if (leaving) {
-        leaving[index].set(zero - reference, prefix_ab, suffix_ab);
-        continue;
+        leaving[item.index].set(zero - reference, prefix_ab, suffix_ab);
+        return;
       }
       for (int64_t lane = 0; lane < kRow; ++lane) {
         const Real* dw_lane = reinterpret_cast<const Real*>(&dw);
         const Real* du_lane = reinterpret_cast<const Real*>(&du);
-        partials[2 * index * kRow + lane] = -(1 + double(in.channels.mu[item.block * kRow + lane])) * dw_lane[lane];
-        partials[(2 * index + 1) * kRow + lane] = du_lane[lane];
+        partials[2 * item.index * kRow + lane] = -(1 + double(in.channels.mu[item.block * kRow + lane])) * dw_lane[lane];
+        partials[(2 * item.index + 1) * kRow + lane] = du_lane[lane];
       }
-    }
+    });
   }
 };
 

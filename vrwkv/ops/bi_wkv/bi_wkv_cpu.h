@@ -44,6 +44,12 @@ struct Item {
         offset((batch * shape.tokens + tile * shape.tile) * shape.channels + block * shape.lanes) {}
 };
 
+// An item of a whole block: its loops are compiled without the padding of read_block and write_block.
+template <typename Real>
+struct WholeItem : Item {
+  static constexpr int64_t lanes = kLanes<Real>;
+};
+
 // What is constant along the tokens, padded to whole blocks: mu = e^-w - 1, self = e^u, and which blocks are fast.
 template <typename Real>
 struct Channels {
@@ -65,6 +71,21 @@ struct Channels {
   }
   bool any_safe() const { return std::find(fast.begin(), fast.end(), false) != fast.end(); }
 };
+
+// Call function(item) for the items whose block is fast.
+template <typename Real, typename Function>
+VRWKV_INLINE void each_fast_item(const Shape& shape, const Channels<Real>& channels, int64_t begin, int64_t end,
+                                 const Function& function) {
+  for (int64_t index = begin; index < end; ++index) {
+    const Item item(shape, index);
+    if (!channels.fast[item.block]) continue;
+    if (item.lanes == kLanes<Real>) {
+      function(WholeItem<Real>{item});
+    } else {
+      function(item);
+    }
+  }
+}
 
 // Memory of one thread for the tiles it works on, kept from call to call.
 template <typename Real>

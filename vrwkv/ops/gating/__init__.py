@@ -26,8 +26,9 @@ def sigmoid_gate(r: Tensor, y: Tensor) -> Tensor:
     """
     _checks.check_floating("sigmoid_gate", "r", r)
     _checks.check_floating("sigmoid_gate", "y", y)
-    dtype = torch.promote_types(r.dtype, y.dtype)
-    r, y = r.to(dtype), y.to(dtype)
+    if r.dtype != y.dtype:
+        dtype = torch.promote_types(r.dtype, y.dtype)
+        r, y = r.to(dtype), y.to(dtype)
     _checks.check_same("sigmoid_gate", "y", y, "r", r)
     return (torch.ops.vrwkv.sigmoid_gate.default if _extension.is_native(r) else torch_impl.sigmoid_gate)(r, y)
 

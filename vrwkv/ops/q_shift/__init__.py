@@ -74,10 +74,7 @@ def q_shift_mix(
         TypeError: a dtype is not supported.
     """
     _check("q_shift_mix", x, patch_resolution, shift_pixel, channel_gamma)
-    accumulate = torch.float64 if x.dtype == torch.float64 else torch.float32
-    for index, mix in enumerate(mixes):
-        _checks.check_per_channel("q_shift_mix", f"mixes[{index}]", mix, "x", x)
-    mixes = [mix.to(accumulate) for mix in mixes]
+    mixes = [_checks.per_channel("q_shift_mix", f"mixes[{index}]", mix, "x", x) for index, mix in enumerate(mixes)]
     implementation = torch.ops.vrwkv.q_shift_mix.default if _extension.is_native(x) else torch_impl.q_shift_mix
     return tuple(implementation(x, mixes, *patch_resolution, shift_pixel, channel_gamma))
 
