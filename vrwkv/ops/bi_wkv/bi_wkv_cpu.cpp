@@ -243,7 +243,8 @@ struct BackwardTiles {
       for (int64_t lane = 0; lane < kRow; ++lane) {
         const Real* dw_lane = reinterpret_cast<const Real*>(&dw);
         const Real* du_lane = reinterpret_cast<const Real*>(&du);
-        partials[2 * item.index * kRow + lane] = -(1 + double(in.channels.mu[item.block * kRow + lane])) * dw_lane[lane];
+        partials[2 * item.index * kRow + lane] =
+            -(1 + double(in.channels.mu[item.block * kRow + lane])) * dw_lane[lane];
         partials[(2 * item.index + 1) * kRow + lane] = du_lane[lane];
       }
     });
