@@ -1,4 +1,4 @@
-"""Times Bi-WKV and the mixes beside torch.exp, a streaming copy and attention.
+"""Times Bi-WKV and the mixes beside torch.exp, a copy and attention.
 
 python benchmarks/run_ops.py [--short] [--device cpu|cuda] [--threads 2]
 
