@@ -76,7 +76,7 @@ struct ExpTraits;
 template <>
 struct ExpTraits<float> {
   typedef int32_t Int;
-  static constexpr float kLowest = -126;  // of n: what lies below gives the smallest normal number
+  static constexpr float kLowest = -87.3f;  // of x: there n is that of the smallest normal number
   // 1.5 * 2^23, which leaves the nearest integer in the low bits of a sum, and the bias of the exponent.
   static constexpr float kRound = 12582912.0f + 127;
   static constexpr int kMantissa = 23;
@@ -86,7 +86,7 @@ struct ExpTraits<float> {
 template <>
 struct ExpTraits<double> {
   typedef int64_t Int;
-  static constexpr double kLowest = -1022;
+  static constexpr double kLowest = -708.3;
   static constexpr double kRound = 6755399441055744.0 + 1023;  // 1.5 * 2^52 and the bias
   static constexpr int kMantissa = 52;
   static constexpr double kPolynomial[] = {
@@ -95,25 +95,29 @@ struct ExpTraits<double> {
       1.321543308967639918e-6,  1.0178198021671930844e-7, 7.0741056135081427963e-9, 4.4352827069572771511e-10};
 };
 
-// e^x for x up to the type's overflow; the rounding of x log2(e) adds |x| / 2 units in the last place to the error
-// above. NaN gives NaN.
+// e^x for x from kLowest up to the type's overflow; the rounding of x log2(e) adds |x| / 2 units in the last place to the
+// error above where products are not fused with sums. NaN gives NaN.
 template <typename Real, int Bytes>
-VRWKV_INLINE Lanes<Real, Bytes> exp(const Lanes<Real, Bytes>& x) {
+VRWKV_INLINE Lanes<Real, Bytes> exp_in_range(const Lanes<Real, Bytes>& x) {
   using Traits = ExpTraits<Real>;
   using Vector = typename Lanes<Real, Bytes>::Vector;
   typedef typename Traits::Int IntVector __attribute__((vector_size(Bytes)));
   constexpr int kDegree = sizeof(Traits::kPolynomial) / sizeof(Real) - 1;
   Lanes<Real, Bytes> result;
   for (int i = 0; i < result.kVectors; ++i) {
-    const Vector lowest = Traits::kLowest - Vector{}, scaled = x.part[i] * Real(1.4426950408889634);
-    const Vector y = lowest > scaled ? lowest : scaled;
-    const Vector shifted = y + Traits::kRound;
-    const Vector r = y - (shifted - Traits::kRound);
+    const Vector scaled = x.part[i] * Real(1.4426950408889634), shifted = scaled + Traits::kRound;
+    const Vector r = scaled - (shifted - Traits::kRound);
     Vector p = Traits::kPolynomial[kDegree] - Vector{};
     for (int j = kDegree - 1; j >= 0; --j) p = p * r + Traits::kPolynomial[j];
     result.part[i] = p * reinterpret_cast<Vector>(reinterpret_cast<IntVector>(shifted) << Traits::kMantissa);
   }
   return result;
+}
+
+// The same for any x up to overflow: what lies below kLowest gives e^kLowest.
+template <typename Real, int Bytes>
+VRWKV_INLINE Lanes<Real, Bytes> exp(const Lanes<Real, Bytes>& x) {
+  return exp_in_range(max(Lanes<Real, Bytes>::all(ExpTraits<Real>::kLowest), x));
 }
 
 // 1 / (1 + e^-x), from e^-|x|, which cannot overflow.

@@ -21,10 +21,18 @@ struct Inputs {
   Shape shape;
   const Channels<Real>& channels;
   const Scalar *k, *v;
+  // A member, since the compiler takes two instructions, not one, for a maximum with what it knows to be constant.
+  Real lowest = ExpTraits<Real>::kLowest;
 
   template <int Bytes, typename AnyItem>
   VRWKV_INLINE Lanes<Real, Bytes> row(const Scalar* tensor, const AnyItem& item, int64_t t) const {
     return read_block<Scalar, Bytes>(tensor + item.offset + t * shape.channels, item.lanes);
+  }
+  // e^(k - reference)
+  template <int Bytes, typename AnyItem>
+  VRWKV_INLINE Lanes<Real, Bytes> weight(const AnyItem& item, int64_t t, const Lanes<Real, Bytes>& reference,
+                                          const Lanes<Real, Bytes>& least) const {
+    return exp_in_range(max(least, row<Bytes>(k, item, t) - reference));
   }
   template <int Bytes, typename AnyItem>
   VRWKV_INLINE Lanes<Real, Bytes> largest_key(const AnyItem& item) const {
@@ -73,6 +81,7 @@ struct SumTiles {
   template <int Bytes>
   static VRWKV_INLINE void run(const Inputs<Scalar>& in, Boundary<Real>* boundaries, int64_t begin, int64_t end) {
     using L = Lanes<Real, Bytes>;
+    const L least = L::all(in.lowest);
     each_fast_item(in.shape, in.channels, begin, end, [&](const auto& item) __attribute__((always_inline)) {
       const L mu = L::load(&in.channels.mu[item.block * kLanes<Real>]);
       const L reference = in.template largest_key<Bytes>(item);
@@ -81,7 +90,7 @@ struct SumTiles {
       Ahead<Scalar> inputs_ahead(in.shape, item);
       for (int64_t t = 0; t < item.tokens; ++t) {
         inputs_ahead.ask(in.k, in.v);
-        const L e = exp(in.template row<Bytes>(in.k, item, t) - reference);
+        const L e = in.template weight<Bytes>(item, t, reference, least);
         const L ev = e * in.template row<Bytes>(in.v, item, t);
         prefix.advance(mu, ev, e);
         suffix.num = suffix.num + decay * ev;
@@ -101,6 +110,7 @@ struct OutputTiles {
   static VRWKV_INLINE void run(const Inputs<Scalar>& in, const Boundary<Real>* boundaries, Scalar* y, int64_t begin,
                                int64_t end) {
     using L = Lanes<Real, Bytes>;
+    const L least = L::all(in.lowest);
     constexpr int64_t kRow = kLanes<Real>;
     const int64_t rows = in.shape.tile * kRow;
     Real* const weight = scratch_memory<Real>(4 * rows);  // e^(k - reference), and times v
@@ -119,7 +129,7 @@ struct OutputTiles {
       Ahead<Scalar> inputs_ahead(in.shape, item), output_ahead = inputs_ahead;
       for (int64_t t = item.tokens - 1; t >= 0; --t) {
         inputs_ahead.ask(in.k, in.v);
-        const L e = exp(in.template row<Bytes>(in.k, item, t) - reference);
+        const L e = in.template weight<Bytes>(item, t, reference, least);
         const L ev = e * in.template row<Bytes>(in.v, item, t);
         e.store(weight + t * kRow);
         ev.store(weighted + t * kRow);
@@ -169,6 +179,7 @@ struct BackwardTiles {
                                const Boundary<Real>* entering_ab, Boundary<Real>* leaving, Scalar* dk, Scalar* dv,
                                double* partials, int64_t begin, int64_t end) {
     using L = Lanes<Real, Bytes>;
+    const L least = L::all(in.lowest);
     constexpr int64_t kRow = kLanes<Real>;
     const Scratch scratch(in.shape.tile * kRow);
     const L zero = L::all(0);
@@ -191,7 +202,7 @@ struct BackwardTiles {
       Ahead<Scalar> inputs_ahead(in.shape, item), gradient_ahead = inputs_ahead, outputs_ahead = inputs_ahead;
       for (int64_t t = 0, row = 0; t < item.tokens; ++t, row += kRow) {
         inputs_ahead.ask(in.k, in.v);
-        const L e = exp(in.template row<Bytes>(in.k, item, t) - reference);
+        const L e = in.template weight<Bytes>(item, t, reference, least);
         e.store(scratch.weight + row);
         prefix.num.store(scratch.a + row);
         prefix.den.store(scratch.b + row);
