@@ -76,7 +76,7 @@ struct ExpTraits;
 template <>
 struct ExpTraits<float> {
   typedef int32_t Int;
-  static constexpr float kLowest = -87.3f;  // of x: there n is that of the smallest normal number
+  static constexpr float kLowest = -87.3f;  // of x; 2^n there is the smallest normal number
   // 1.5 * 2^23, which leaves the nearest integer in the low bits of a sum, and the bias of the exponent.
   static constexpr float kRound = 12582912.0f + 127;
   static constexpr int kMantissa = 23;
@@ -95,8 +95,8 @@ struct ExpTraits<double> {
       1.321543308967639918e-6,  1.0178198021671930844e-7, 7.0741056135081427963e-9, 4.4352827069572771511e-10};
 };
 
-// e^x for x from kLowest up to the type's overflow; the rounding of x log2(e) adds |x| / 2 units in the last place to the
-// error above where products are not fused with sums. NaN gives NaN.
+// e^x for x from kLowest up to the type's overflow. NaN gives NaN. Where the processor has no fused multiply-add, the
+// rounding of x log2(e) adds |x| / 2 units in the last place to the error above.
 template <typename Real, int Bytes>
 VRWKV_INLINE Lanes<Real, Bytes> exp_in_range(const Lanes<Real, Bytes>& x) {
   using Traits = ExpTraits<Real>;

@@ -21,17 +21,17 @@ struct Inputs {
   Shape shape;
   const Channels<Real>& channels;
   const Scalar *k, *v;
-  // A member, since the compiler takes two instructions, not one, for a maximum with what it knows to be constant.
+  // A member: for the maximum with a constant that it knows, GCC emits a comparison and a blend.
   Real lowest = ExpTraits<Real>::kLowest;
 
   template <int Bytes, typename AnyItem>
   VRWKV_INLINE Lanes<Real, Bytes> row(const Scalar* tensor, const AnyItem& item, int64_t t) const {
     return read_block<Scalar, Bytes>(tensor + item.offset + t * shape.channels, item.lanes);
   }
-  // e^(k - reference)
+  // e^(k - reference), with `least` the member `lowest` in all lanes
   template <int Bytes, typename AnyItem>
   VRWKV_INLINE Lanes<Real, Bytes> weight(const AnyItem& item, int64_t t, const Lanes<Real, Bytes>& reference,
-                                          const Lanes<Real, Bytes>& least) const {
+                                         const Lanes<Real, Bytes>& least) const {
     return exp_in_range(max(least, row<Bytes>(k, item, t) - reference));
   }
   template <int Bytes, typename AnyItem>

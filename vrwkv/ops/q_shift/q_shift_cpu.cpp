@@ -82,22 +82,30 @@ void shift_tokens(const Grid& grid, size_t element, const char* x, char* out, in
   }
 }
 
-// Call function(c, count) for the blocks of channels of a group.
+// Call function(c, count) for the blocks of channels of a group; where they are whole, with a constant count.
 template <typename Real, typename Function>
 VRWKV_INLINE void each_block(const Grid& grid, int group, const Function& function) {
-  for (int64_t c = grid.bounds[group]; c < grid.bounds[group + 1]; c += kLanes<Real>) {
-    function(c, std::min<int64_t>(kLanes<Real>, grid.bounds[group + 1] - c));
-  }
+  int64_t c = grid.bounds[group];
+  const int64_t end = grid.bounds[group + 1];
+  for (; c + kLanes<Real> <= end; c += kLanes<Real>) function(c, kLanes<Real>);
+  if (c < end) function(c, end - c);
 }
 
+// Some of the mixes, and what is written for them.
+template <typename Scalar, size_t Count>
+struct Mixes {
+  std::array<const Accumulate<Scalar>*, Count> mix;
+  std::array<Scalar*, Count> out;
+};
+
 // Rows of zeros stand in for tokens outside the grid, so that the loops over channels have no branch.
-template <typename Scalar>
+template <typename Scalar, size_t Count>
 struct MixTokens {
   using Real = Accumulate<Scalar>;
   template <int Bytes>
   static VRWKV_INLINE void run(const Grid& grid, const Scalar* zeros, const Scalar* x,
-                               const std::vector<const Real*>& mixes, const std::vector<Scalar*>& outs, int64_t begin,
-                               int64_t end) {
+                               const Mixes<Scalar, Count>& mixes, int64_t begin, int64_t end) {
+    const Mixes<Scalar, Count> own = mixes;  // a copy, so that no store to an output can change a pointer
     for (Place place(grid, begin); place.token < end; place.step()) {
       const int64_t row = place.token * grid.channels;
       for (int group = 0; group < kGroups; ++group) {
@@ -106,9 +114,9 @@ struct MixTokens {
         each_block<Real>(grid, group, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
           const auto shifted = read_block<Scalar, Bytes>(other + c, count);
           const auto difference = read_block<Scalar, Bytes>(x + row + c, count) - shifted;
-          for (size_t j = 0; j < mixes.size(); ++j) {
-            const auto mix = read_block<Real, Bytes>(mixes[j] + c, count);
-            write_block<Scalar, Bytes>(shifted + difference * mix, outs[j] + row + c, count);
+          for (size_t j = 0; j < Count; ++j) {
+            const auto share = read_block<Real, Bytes>(own.mix[j] + c, count);
+            write_block<Scalar, Bytes>(shifted + difference * share, own.out[j] + row + c, count);
           }
         });
       }
@@ -162,15 +170,26 @@ void each_chunk(int64_t tokens, const Function& function) {
   });
 }
 
-template <typename Scalar, typename Real = Accumulate<Scalar>>
-void mix_forward(const Grid& grid, int64_t tokens, const Scalar* x, const std::vector<const Real*>& mixes,
-                 const std::vector<Scalar*>& outs) {
-  static const auto function =
-      Dispatch<MixTokens<Scalar>, const Grid&, const Scalar*, const Scalar*, const std::vector<const Real*>&,
-               const std::vector<Scalar*>&, int64_t, int64_t>::pick();
+template <typename Scalar, size_t Count>
+void mix_some(const Grid& grid, int64_t tokens, const Scalar* x, const Accumulate<Scalar>* const* mixes,
+              Scalar* const* outs) {
+  static const auto function = Dispatch<MixTokens<Scalar, Count>, const Grid&, const Scalar*, const Scalar*,
+                                        const Mixes<Scalar, Count>&, int64_t, int64_t>::pick();
+  Mixes<Scalar, Count> some;
+  std::copy(mixes, mixes + Count, some.mix.begin());
+  std::copy(outs, outs + Count, some.out.begin());
   const std::vector<Scalar> zeros(grid.channels, Scalar(0));
-  each_chunk(tokens,
-             [&](int64_t, int64_t begin, int64_t end) { function(grid, zeros.data(), x, mixes, outs, begin, end); });
+  each_chunk(tokens, [&](int64_t, int64_t begin, int64_t end) { function(grid, zeros.data(), x, some, begin, end); });
+}
+
+// Three at a time, as many as a layer has: with their number known the pointers stay in registers.
+template <typename Scalar>
+void mix_forward(const Grid& grid, int64_t tokens, const Scalar* x, const std::vector<const Accumulate<Scalar>*>& mixes,
+                 const std::vector<Scalar*>& outs) {
+  size_t j = 0;
+  for (; j + 3 <= mixes.size(); j += 3) mix_some<Scalar, 3>(grid, tokens, x, &mixes[j], &outs[j]);
+  if (mixes.size() - j == 2) mix_some<Scalar, 2>(grid, tokens, x, &mixes[j], &outs[j]);
+  if (mixes.size() - j == 1) mix_some<Scalar, 1>(grid, tokens, x, &mixes[j], &outs[j]);
 }
 
 template <typename Scalar, typename Real = Accumulate<Scalar>>
