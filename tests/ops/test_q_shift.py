@@ -66,6 +66,16 @@ def test_mix(device, grid, channels, shift, gamma, dtype):
         assert_close(a, b, BACKWARD, dtype, scale=max(b.abs().max().item(), 1.0))
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 4, 5])
+def test_any_number_of_mixes(device, count):
+    x = tokens((3, 4), 70, torch.float32, device)
+    mixes = [torch.rand(70, device=device) for _ in range(count)]
+    actual = q_shift_mix(x, mixes, (3, 4))
+    assert len(actual) == count
+    for a, b in zip(actual, reference.q_shift_mix(x, mixes, 3, 4, 1, 0.25), strict=True):
+        assert_close(a, b, FORWARD, torch.float32)
+
+
 def test_unused_outputs_need_no_gradient(device):
     x = tokens((3, 4), 8, torch.float32, device).requires_grad_()
     mixes = [torch.rand(8, device=device) for _ in range(2)]
