@@ -83,7 +83,7 @@ def functions(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> d
     return result
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="four shapes, half a second each")

@@ -56,7 +56,7 @@ struct MapBlocks {
                                const std::array<Scalar*, Outputs>& outputs, int64_t begin, int64_t end) {
     using L = Lanes<Accumulate<Scalar>, Bytes>;
     constexpr int64_t kStep = kLanes<Accumulate<Scalar>>;
-    const auto from = inputs;  // here, so that no store to an output can change a pointer
+    const auto from = inputs;  // copies, so that no store to an output can change a pointer
     const auto to = outputs;
     const auto map_block = [&](int64_t i, int64_t count) __attribute__((always_inline)) {
       std::array<L, Inputs> in;

@@ -58,7 +58,7 @@ def q_shift_mix(
     shift_pixel: int = 1,
     channel_gamma: float = 1 / 4,
 ) -> tuple[Tensor, ...]:
-    """``x * m + q_shift(x) * (1 - m)`` for every ``m`` in ``mixes``, reading ``x`` once.
+    """``x * m + q_shift(x) * (1 - m)`` for every ``m`` in ``mixes``, in one pass over ``x`` for up to three of them.
 
     Args:
         x: tokens, ``(B, T, C)``, fp16, bf16, fp32 or fp64.

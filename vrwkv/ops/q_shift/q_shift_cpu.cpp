@@ -182,7 +182,7 @@ void mix_some(const Grid& grid, int64_t tokens, const Scalar* x, const Accumulat
   each_chunk(tokens, [&](int64_t, int64_t begin, int64_t end) { function(grid, zeros.data(), x, some, begin, end); });
 }
 
-// Three at a time, as many as a layer has: with their number known the pointers stay in registers.
+// Three at a time, the most a layer has: with their number known the pointers stay in registers.
 template <typename Scalar>
 void mix_forward(const Grid& grid, int64_t tokens, const Scalar* x, const std::vector<const Accumulate<Scalar>*>& mixes,
                  const std::vector<Scalar*>& outs) {
