@@ -54,6 +54,15 @@ VRWKV_INLINE void prefetch(const Scalar* block) {
   for (int byte = 0; byte < kSize; byte += 64) __builtin_prefetch(reinterpret_cast<const char*>(block) + byte, 0, 2);
 }
 
+// Call function(first, count) for the blocks of elements from `begin` to `end`; where they are whole, with a constant
+// count, so that read_block and write_block are compiled without padding.
+template <typename Real, typename Function>
+VRWKV_INLINE void each_block(int64_t begin, int64_t end, const Function& function) {
+  int64_t first = begin;
+  for (; first + kLanes<Real> <= end; first += kLanes<Real>) function(first, kLanes<Real>);
+  if (first < end) function(first, end - first);
+}
+
 // `count` neighbouring elements, at most a block, as accumulator values; the lanes behind them are 0.
 template <typename Scalar, int Bytes, typename Real = Accumulate<Scalar>>
 VRWKV_INLINE Lanes<Real, Bytes> read_block(const Scalar* from, int64_t count) {

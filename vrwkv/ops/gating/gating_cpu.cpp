@@ -55,18 +55,14 @@ struct MapBlocks {
   static VRWKV_INLINE void run(const std::array<const Scalar*, Inputs>& inputs,
                                const std::array<Scalar*, Outputs>& outputs, int64_t begin, int64_t end) {
     using L = Lanes<Accumulate<Scalar>, Bytes>;
-    constexpr int64_t kStep = kLanes<Accumulate<Scalar>>;
     const auto from = inputs;  // copies, so that no store to an output can change a pointer
     const auto to = outputs;
-    const auto map_block = [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+    each_block<Accumulate<Scalar>>(begin, end, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
       std::array<L, Inputs> in;
       for (size_t j = 0; j < Inputs; ++j) in[j] = read_block<Scalar, Bytes>(from[j] + i, count);
       const std::array<L, Outputs> out = Function::apply(in);
       for (size_t j = 0; j < Outputs; ++j) write_block<Scalar, Bytes>(out[j], to[j] + i, count);
-    };
-    int64_t i = begin;
-    for (; i + kStep <= end; i += kStep) map_block(i, kStep);
-    if (i < end) map_block(i, end - i);
+    });
   }
 };
 

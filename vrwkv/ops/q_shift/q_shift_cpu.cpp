@@ -82,15 +82,6 @@ void shift_tokens(const Grid& grid, size_t element, const char* x, char* out, in
   }
 }
 
-// Call function(c, count) for the blocks of channels of a group; where they are whole, with a constant count.
-template <typename Real, typename Function>
-VRWKV_INLINE void each_block(const Grid& grid, int group, const Function& function) {
-  int64_t c = grid.bounds[group];
-  const int64_t end = grid.bounds[group + 1];
-  for (; c + kLanes<Real> <= end; c += kLanes<Real>) function(c, kLanes<Real>);
-  if (c < end) function(c, end - c);
-}
-
 // Some of the mixes, and what is written for them.
 template <typename Scalar, size_t Count>
 struct Mixes {
@@ -109,9 +100,10 @@ struct MixTokens {
     for (Place place(grid, begin); place.token < end; place.step()) {
       const int64_t row = place.token * grid.channels;
       for (int group = 0; group < kGroups; ++group) {
+        const int64_t first = grid.bounds[group], last = grid.bounds[group + 1];
         const int64_t source = place.source(group, 1);
         const Scalar* other = source < 0 ? zeros : x + source * grid.channels;
-        each_block<Real>(grid, group, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+        each_block<Real>(first, last, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
           const auto shifted = read_block<Scalar, Bytes>(other + c, count);
           const auto difference = read_block<Scalar, Bytes>(x + row + c, count) - shifted;
           for (size_t j = 0; j < Count; ++j) {
@@ -138,9 +130,10 @@ struct MixTokensBackward {
     for (Place place(grid, begin); place.token < end; place.step()) {
       const int64_t row = place.token * channels;
       for (int group = 0; group < kGroups; ++group) {
+        const int64_t first = grid.bounds[group], last = grid.bounds[group + 1];
         const int64_t source = place.source(group, 1), reader = place.source(group, -1);
         const Scalar* other = source < 0 ? zeros : x + source * channels;
-        each_block<Real>(grid, group, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+        each_block<Real>(first, last, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
           const auto difference =
               read_block<Scalar, Bytes>(x + row + c, count) - read_block<Scalar, Bytes>(other + c, count);
           auto sum = Lanes<Real, Bytes>::all(0);
