@@ -187,12 +187,19 @@ def test_memory_is_linear_in_tokens(device):
         ({"w": torch.zeros(3, device="meta")}, ValueError, ["w must be on the device of k", "meta"]),
     ],
 )
-def test_wrong_input(change, error, words):
+def test_wrong_input(device, change, error, words):
     inputs = {"w": torch.zeros(3), "u": torch.zeros(3), "k": torch.zeros(2, 4, 3), "v": torch.zeros(2, 4, 3)} | change
     with pytest.raises(error) as caught:
-        bi_wkv(**inputs)
+        bi_wkv(**{name: x if x.is_meta else x.to(device) for name, x in inputs.items()})
     for word in ["bi_wkv:", *words]:
         assert word in str(caught.value)
+    assert caught.value.__context__ is None  # what the kernel said is not shown too
+
+
+def test_wrong_input_without_data(native):
+    w, k = torch.zeros(4, device="meta"), torch.zeros(2, 4, 3, device="meta")
+    with pytest.raises(ValueError, match=r"w must have shape \(C,\) = \(3,\)"):
+        bi_wkv(w, w, k, k)
 
 
 def test_autocast_keeps_the_given_dtype(device):
@@ -211,7 +218,10 @@ def test_operators_called_directly_check_their_input(native):
         (lambda: ops.bi_wkv(w, w.double(), k, k), "bi_wkv: u must have dtype Float, got Double"),
         (lambda: ops.bi_wkv(w, w, k, k[:1]), "bi_wkv: v must have the shape of k"),
         (lambda: ops._bi_wkv_backward(k[:1], w, w, k, k), "grad must have the shape of k"),
+        (lambda: ops.bi_wkv(w, w, k.int(), k.int()), "bi_wkv: k must have a floating dtype, got Int"),
+        (lambda: ops.q_shift(k.int(), 2, 2, 1, 0.25), "q_shift: x must have a floating dtype, got Int"),
         (lambda: ops.q_shift(k, 2, 3, 1, 0.25), r"q_shift: H \* W must be T = 4, got 2 \* 3"),
+        (lambda: ops.q_shift(k, 2, 2, 1, 5.0), r"q_shift: channel_gamma must lie in \[0, 1/4\], got 5"),
         (lambda: ops.q_shift_mix(k, [w[:2]], 2, 2, 1, 0.25), "each of mixes must have shape"),
         (lambda: ops._q_shift_mix_backward([], k, [w], 2, 2, 1, 0.25), "as many as mixes, 1, got 0"),
         (lambda: ops.sigmoid_gate(k, k[:1]), "must have the shape of"),

@@ -107,8 +107,11 @@ def test_dtypes_are_promoted(device):
     assert torch.equal(sigmoid_gate(r, y), sigmoid_gate(r.float(), y))
 
 
-def test_wrong_input():
+def test_wrong_input(device):
+    x = torch.zeros(2, 3, device=device)
     with pytest.raises(ValueError, match=r"y must have the shape of r, \(2, 3\), got \(3,\)"):
-        sigmoid_gate(torch.zeros(2, 3), torch.zeros(3))
+        sigmoid_gate(x, x[0])
+    with pytest.raises(TypeError, match=r"r must be float16.*int64"):
+        sigmoid_gate(x.long(), x)
     with pytest.raises(TypeError, match=r"x must be float16.*int64"):
-        squared_relu(torch.zeros(3, dtype=torch.long))
+        squared_relu(x.long())

@@ -138,16 +138,19 @@ def test_empty(device, shape, grid):
     [
         (lambda x: q_shift(x, (2, 4)), ValueError, ["H * W = T = 6", "(2, 4)"]),
         (lambda x: q_shift(x, (-2, -3)), ValueError, ["(-2, -3)"]),
+        (lambda x: q_shift(x, (11, (2**64 + 6) // 11)), ValueError, ["H * W = T = 6"]),
+        (lambda x: q_shift(x[:, :0], (2**32, 2**32)), ValueError, ["H * W = T = 0"]),
+        (lambda x: q_shift(x, (6,)), ValueError, ["unpack"]),
         (lambda x: q_shift(x, (2, 3), shift_pixel=-1), ValueError, ["shift_pixel must be >= 0", "-1"]),
         (lambda x: q_shift(x, (2, 3), channel_gamma=0.3), ValueError, ["channel_gamma", "0.3"]),
         (lambda x: q_shift(x[0], (2, 3)), ValueError, ["(B, T, C)", "(6, 4)"]),
         (lambda x: q_shift(x.long(), (2, 3)), TypeError, ["float32", "int64"]),
-        (lambda x: q_shift_mix(x, [torch.zeros(5)], (2, 3)), ValueError, ["mixes[0]", "(4,)", "(5,)"]),
+        (lambda x: q_shift_mix(x, [x.new_zeros(5)], (2, 3)), ValueError, ["mixes[0]", "(4,)", "(5,)"]),
         (lambda x: q_shift_mix(x, [x.new_zeros(4, device="meta")], (2, 3)), ValueError, ["mixes[0]", "device"]),
     ],
 )
-def test_wrong_input(call, error, words):
+def test_wrong_input(device, call, error, words):
     with pytest.raises(error) as caught:
-        call(torch.zeros(2, 6, 4))
+        call(torch.zeros(2, 6, 4, device=device))
     for word in words:
         assert word in str(caught.value)

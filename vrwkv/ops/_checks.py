@@ -27,19 +27,13 @@ def check_device(op: str, name: str, tensor: torch.Tensor, other_name: str, othe
         raise ValueError(f"{op}: {name} must be on the device of {other_name}, {other.device}, got {tensor.device}")
 
 
-def per_channel(op: str, name: str, tensor: torch.Tensor, tokens_name: str, tokens: torch.Tensor) -> torch.Tensor:
-    """``tensor``, a floating ``(C,)`` for ``tokens (B, T, C)`` on the same device, in the dtype that sums are taken in.
-
-    That is fp64 for fp64 tokens, else fp32. Raises where it is something else.
-    """
+def check_per_channel(op: str, name: str, tensor: torch.Tensor, tokens_name: str, tokens: torch.Tensor) -> None:
+    """Raise unless ``tensor`` is a floating ``(C,)`` for ``tokens (B, T, C)`` and on the same device."""
     check_floating(op, name, tensor)
     if tensor.shape != tokens.shape[-1:]:
         raise ValueError(f"{op}: {name} must have shape (C,) = ({tokens.shape[-1]},) to match {tokens_name}, "
                          f"got {tuple(tensor.shape)}")  # fmt: skip
     check_device(op, name, tensor, tokens_name, tokens)
-    accumulate = torch.float64 if tokens.dtype == torch.float64 else torch.float32
-    # Not a mere to(): that costs more than the rest, and the cores wait for what stands between matrix products.
-    return tensor if tensor.dtype == accumulate else tensor.to(accumulate)
 
 
 def check_tokens(op: str, name: str, tensor: torch.Tensor) -> None:
@@ -47,3 +41,13 @@ def check_tokens(op: str, name: str, tensor: torch.Tensor) -> None:
     check_floating(op, name, tensor)
     if tensor.dim() != 3:
         raise ValueError(f"{op}: {name} must have shape (B, T, C), got {tuple(tensor.shape)}")
+
+
+def accumulated(tensor: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """``tensor`` in the dtype that sums over ``tokens`` are taken in: fp64 for fp64, else fp32.
+
+    What is not floating stays as it is, for the checks to refuse it.
+    """
+    dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+    # Not a mere to(): that costs more than the rest, and the cores wait for what stands between matrix products.
+    return tensor.to(dtype) if tensor.dtype != dtype and tensor.dtype in FLOATING else tensor

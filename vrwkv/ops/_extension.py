@@ -7,7 +7,9 @@ optional: a device without a kernel takes the pure-torch implementation of each 
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,3 +48,30 @@ NATIVE_DEVICES = _load()
 def is_native(tensor: torch.Tensor) -> bool:
     """Whether ``tensor`` lies on a device with native kernels."""
     return tensor.device.type in NATIVE_DEVICES
+
+
+def call(
+    name: str,
+    torch_impl: Callable[..., Any],
+    check: Callable[..., None],
+    tensor: torch.Tensor,
+    *arguments: Any,
+) -> Any:
+    """Run the op ``name`` on its arguments: by the kernel for the device of ``tensor``, else by ``torch_impl``.
+
+    ``check`` raises what the public function promises. The kernels refuse bad arguments by themselves, in fewer words,
+    and fake kernels by ``check``, so here it only has to run where one refused: ahead of each call it would take as
+    long as a kernel for a small image.
+    """
+    if not is_native(tensor):
+        check(*arguments)
+        return torch_impl(*arguments)
+    try:
+        return getattr(torch.ops.vrwkv, name).default(*arguments)
+    except RuntimeError as error:
+        refusal = error
+    try:  # not in the handler: the check's message is all that the caller should read
+        check(*arguments)
+        raise refusal
+    finally:
+        del refusal  # which would keep itself alive, and with it the arguments

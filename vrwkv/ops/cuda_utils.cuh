@@ -152,10 +152,9 @@ inline bool is_vectorizable(const Tensor& tensor, int64_t channels) {
   return address % 16 == 0 && channels * tensor.element_size() % 16 == 0;
 }
 
-inline void check_tokens(const char* op, const char* name, const Tensor& tensor) {
+inline void check_device(const char* op, const char* name, const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.device().type() == kDeviceType, op, ": ", name, " must be on a CUDA device, got one on ",
                   device_name(tensor));
-  STD_TORCH_CHECK(tensor.dim() == 3, op, ": ", name, " must have shape (B, T, C), got ", tensor.dim(), " dimensions");
 }
 
 }  // namespace vrwkv

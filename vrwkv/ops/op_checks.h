@@ -1,5 +1,5 @@
-// Checks of the host functions. The public functions have checked shapes and dtypes; an op that is called past them
-// must not read out of bounds, nor in a layout that it does not know.
+// Checks of the host functions: all that keeps a kernel from reading out of bounds or in a layout that it does not
+// know. Where one fails, the public function says in Python's terms what was wrong.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -15,6 +15,18 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 inline const char* device_name(const Tensor& tensor) { return tensor.is_cpu() ? "the CPU" : "another device"; }
+
+inline void check_floating(const char* op, const char* name, const Tensor& tensor) {
+  const ScalarType dtype = tensor.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+                      dtype == ScalarType::BFloat16,
+                  op, ": ", name, " must have a floating dtype, got ", torch::headeronly::toString(dtype));
+}
+
+inline void check_tokens(const char* op, const char* name, const Tensor& tensor) {
+  check_floating(op, name, tensor);
+  STD_TORCH_CHECK(tensor.dim() == 3, op, ": ", name, " must have shape (B, T, C), got ", tensor.dim(), " dimensions");
+}
 
 inline void check_same(const char* op, const char* name, const Tensor& tensor, const char* other_name,
                        const Tensor& other) {

@@ -35,19 +35,22 @@ def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ValueError: a shape or device does not fit.
         TypeError: a dtype is not supported, or ``v``'s differs from ``k``'s.
     """
+    w, u = _checks.accumulated(w, k), _checks.accumulated(u, k)
+    return _extension.call("bi_wkv", torch_impl.bi_wkv, _check, k, w, u, k, v)
+
+
+def _check(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> None:
     _checks.check_tokens("bi_wkv", "k", k)
     _checks.check_same("bi_wkv", "v", v, "k", k)
-    w = _checks.per_channel("bi_wkv", "w", w, "k", k)
-    u = _checks.per_channel("bi_wkv", "u", u, "k", k)
-    if _extension.is_native(k):
-        return torch.ops.vrwkv.bi_wkv.default(w, u, k, v)
-    return torch_impl.bi_wkv(w, u, k, v)
+    _checks.check_per_channel("bi_wkv", "w", w, "k", k)
+    _checks.check_per_channel("bi_wkv", "u", u, "k", k)
 
 
 if _extension.NATIVE_DEVICES:
 
     @torch.library.register_fake("vrwkv::bi_wkv")
     def _(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        _check(w, u, k, v)
         return torch.empty_like(k, memory_format=torch.contiguous_format)
 
     @torch.library.register_fake("vrwkv::_bi_wkv_backward")

@@ -7,7 +7,7 @@
 #include <torch/headeronly/core/Dispatch_v2.h>
 
 #include "../cpu_memory.h"
-#include "../op_checks.h"
+#include "bi_wkv_checks.h"
 #include "bi_wkv_cpu_safe.h"
 
 namespace vrwkv {
@@ -355,15 +355,8 @@ void backward(Shape shape, const Scalar* g, const Real* w, const Real* u, const 
   }
 }
 
-void check(const char* op, const Tensor& w, const Tensor& u, const Tensor& k, const Tensor& v) {
-  STD_TORCH_CHECK(k.dim() == 3, op, ": k must have shape (B, T, C), got ", k.dim(), " dimensions");
-  check_same(op, "v", v, "k", k);
-  check_per_channel(op, "w", w, "k", k);
-  check_per_channel(op, "u", u, "k", k);
-}
-
 Tensor bi_wkv(const Tensor& w, const Tensor& u, const Tensor& k, const Tensor& v) {
-  check("bi_wkv", w, u, k, v);
+  check_bi_wkv("bi_wkv", w, u, k, v);
   const Tensor w_ = contiguous(w), u_ = contiguous(u), k_ = contiguous(k), v_ = contiguous(v);
   Tensor y = empty_output(k_);
   if (k_.numel() == 0) return y;
@@ -380,7 +373,7 @@ Tensor bi_wkv(const Tensor& w, const Tensor& u, const Tensor& k, const Tensor& v
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> bi_wkv_backward(const Tensor& grad, const Tensor& w, const Tensor& u,
                                                            const Tensor& k, const Tensor& v) {
-  check("_bi_wkv_backward", w, u, k, v);
+  check_bi_wkv("_bi_wkv_backward", w, u, k, v);
   check_same("_bi_wkv_backward", "grad", grad, "k", k);
   const Tensor g = contiguous(grad), w_ = contiguous(w), u_ = contiguous(u), k_ = contiguous(k), v_ = contiguous(v);
   Tensor dw = torch::stable::empty_like(w_), du = torch::stable::empty_like(u_);

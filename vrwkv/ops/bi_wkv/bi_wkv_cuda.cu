@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "../reduce_rows.cuh"
+#include "bi_wkv_checks.h"
 #include "bi_wkv_tile.cuh"
 
 namespace vrwkv {
@@ -434,10 +435,8 @@ void backward(const Tensor& grad, const Tensor& w, const Tensor& u, const Tensor
 }
 
 void check(const char* op, const Tensor& w, const Tensor& u, const Tensor& k, const Tensor& v) {
-  check_tokens(op, "k", k);
-  check_same(op, "v", v, "k", k);
-  check_per_channel(op, "w", w, "k", k);
-  check_per_channel(op, "u", u, "k", k);
+  check_device(op, "k", k);
+  check_bi_wkv(op, w, u, k, v);
 }
 
 Tensor bi_wkv(const Tensor& w, const Tensor& u, const Tensor& k, const Tensor& v) {

@@ -24,13 +24,21 @@ def sigmoid_gate(r: Tensor, y: Tensor) -> Tensor:
         ValueError: shapes or devices differ.
         TypeError: a dtype is not supported.
     """
-    _checks.check_floating("sigmoid_gate", "r", r)
-    _checks.check_floating("sigmoid_gate", "y", y)
     if r.dtype != y.dtype:
+        _check_floating(r, y)
         dtype = torch.promote_types(r.dtype, y.dtype)
         r, y = r.to(dtype), y.to(dtype)
+    return _extension.call("sigmoid_gate", torch_impl.sigmoid_gate, _check, r, r, y)
+
+
+def _check(r: Tensor, y: Tensor) -> None:
+    _check_floating(r, y)
     _checks.check_same("sigmoid_gate", "y", y, "r", r)
-    return (torch.ops.vrwkv.sigmoid_gate.default if _extension.is_native(r) else torch_impl.sigmoid_gate)(r, y)
+
+
+def _check_floating(r: Tensor, y: Tensor) -> None:
+    _checks.check_floating("sigmoid_gate", "r", r)
+    _checks.check_floating("sigmoid_gate", "y", y)
 
 
 def squared_relu(x: Tensor, inplace: bool = False) -> Tensor:
@@ -68,6 +76,7 @@ if _extension.NATIVE_DEVICES:
 
     @torch.library.register_fake("vrwkv::sigmoid_gate")
     def _(r: Tensor, y: Tensor) -> Tensor:
+        _check(r, y)
         return _like(y)
 
     @torch.library.register_fake("vrwkv::_sigmoid_gate_backward")

@@ -115,11 +115,6 @@ void map_typed(const std::vector<Tensor>& inputs, const std::vector<Tensor>& out
   }
 }
 
-void check_device(const char* op, const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.device().type() == kDeviceType, op, ": inputs must be on a CUDA device, got one on ",
-                  device_name(tensor));
-}
-
 // Writes Function of all elements of the inputs to the outputs; all are contiguous.
 template <typename Function>
 void map_into(const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs) {
@@ -131,7 +126,7 @@ void map_into(const std::vector<Tensor>& inputs, const std::vector<Tensor>& outp
 template <typename Function>
 std::vector<Tensor> map(const char* op, std::vector<Tensor> inputs) {
   const Tensor& like = inputs.back();
-  check_device(op, like);
+  check_device(op, "each input", like);
   for (const Tensor& input : inputs) check_same(op, "each input", input, "the last", like);
   for (Tensor& input : inputs) input = contiguous(input);
   std::vector<Tensor> outputs;
@@ -150,7 +145,7 @@ std::tuple<Tensor, Tensor> sigmoid_gate_backward(const Tensor& grad, const Tenso
 Tensor squared_relu(const Tensor& x) { return map<SquaredRelu>("squared_relu", {x})[0]; }
 
 void squared_relu_in_place(Tensor x) {
-  check_device("squared_relu_", x);
+  check_device("squared_relu_", "x", x);
   STD_TORCH_CHECK(x.is_contiguous(), "squared_relu_: x must be contiguous");
   map_into<SquaredRelu>({x}, {x});
 }

@@ -11,19 +11,31 @@ from vrwkv.ops.q_shift import torch_impl
 __all__ = ["q_shift", "q_shift_mix"]
 
 
-def _check(op: str, x: Tensor, patch_resolution: tuple[int, int], shift_pixel: int, channel_gamma: float) -> None:
-    _checks.check_tokens(op, "x", x)
-    height, width = patch_resolution
-    if height * width != x.shape[1] or min(height, width) < 0:
-        raise ValueError(
-            f"{op}: patch_resolution (H, W) must satisfy H * W = T = {x.shape[1]}, got {(height, width)} "
-            f"for x of shape {tuple(x.shape)}"
-        )
+def _check_options(op: str, shift_pixel: int, channel_gamma: float) -> None:
     if shift_pixel < 0:
         raise ValueError(f"{op}: shift_pixel must be >= 0, got {shift_pixel}")
     if not 0 <= channel_gamma <= 0.25:
         raise ValueError(f"{op}: channel_gamma must lie in [0, 1/4], four groups share the channels, "
                          f"got {channel_gamma}")  # fmt: skip
+
+
+def _check_grid(op: str, x: Tensor, height: int, width: int) -> None:
+    _checks.check_tokens(op, "x", x)
+    if height * width != x.shape[1] or min(height, width) < 0:
+        raise ValueError(
+            f"{op}: patch_resolution (H, W) must satisfy H * W = T = {x.shape[1]}, got {(height, width)} "
+            f"for x of shape {tuple(x.shape)}"
+        )
+
+
+def _check_shift(x: Tensor, height: int, width: int, *_: float) -> None:
+    _check_grid("q_shift", x, height, width)
+
+
+def _check_mix(x: Tensor, mixes: Sequence[Tensor], height: int, width: int, *_: float) -> None:
+    _check_grid("q_shift_mix", x, height, width)
+    for index, mix in enumerate(mixes):
+        _checks.check_per_channel("q_shift_mix", f"mixes[{index}]", mix, "x", x)
 
 
 def q_shift(x: Tensor, patch_resolution: tuple[int, int], shift_pixel: int = 1, channel_gamma: float = 1 / 4) -> Tensor:
@@ -46,9 +58,10 @@ def q_shift(x: Tensor, patch_resolution: tuple[int, int], shift_pixel: int = 1, 
         ValueError: the grid does not hold T tokens, or another argument is out of range.
         TypeError: the dtype is not supported.
     """
-    _check("q_shift", x, patch_resolution, shift_pixel, channel_gamma)
-    implementation = torch.ops.vrwkv.q_shift.default if _extension.is_native(x) else torch_impl.q_shift
-    return implementation(x, *patch_resolution, shift_pixel, channel_gamma)
+    _check_options("q_shift", shift_pixel, channel_gamma)
+    height, width = patch_resolution
+    arguments = x, height, width, shift_pixel, channel_gamma
+    return _extension.call("q_shift", torch_impl.q_shift, _check_shift, x, *arguments)
 
 
 def q_shift_mix(
@@ -73,22 +86,24 @@ def q_shift_mix(
         ValueError: a shape, device or argument does not fit.
         TypeError: a dtype is not supported.
     """
-    _check("q_shift_mix", x, patch_resolution, shift_pixel, channel_gamma)
-    mixes = [_checks.per_channel("q_shift_mix", f"mixes[{index}]", mix, "x", x) for index, mix in enumerate(mixes)]
-    implementation = torch.ops.vrwkv.q_shift_mix.default if _extension.is_native(x) else torch_impl.q_shift_mix
-    return tuple(implementation(x, mixes, *patch_resolution, shift_pixel, channel_gamma))
+    _check_options("q_shift_mix", shift_pixel, channel_gamma)
+    height, width = patch_resolution
+    arguments = x, [_checks.accumulated(mix, x) for mix in mixes], height, width, shift_pixel, channel_gamma
+    return tuple(_extension.call("q_shift_mix", torch_impl.q_shift_mix, _check_mix, x, *arguments))
 
 
 if _extension.NATIVE_DEVICES:
 
     @torch.library.register_fake("vrwkv::q_shift")
     def _(x: Tensor, height: int, width: int, shift_pixel: int, channel_gamma: float) -> Tensor:
+        _check_shift(x, height, width)
         return torch.empty_like(x, memory_format=torch.contiguous_format)
 
     @torch.library.register_fake("vrwkv::q_shift_mix")
     def _(
         x: Tensor, mixes: list[Tensor], height: int, width: int, shift_pixel: int, channel_gamma: float
     ) -> list[Tensor]:
+        _check_mix(x, mixes, height, width)
         return [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in mixes]
 
     @torch.library.register_fake("vrwkv::_q_shift_mix_backward")

@@ -228,7 +228,7 @@ std::vector<Scalar*> mutable_pointers(const std::vector<Tensor>& tensors) {
 }
 
 Tensor q_shift(const Tensor& x, int64_t height, int64_t width, int64_t shift_pixel, double channel_gamma) {
-  check_shift("q_shift", x, {}, height, width);
+  check_shift("q_shift", x, {}, height, width, channel_gamma);
   const Tensor x_ = contiguous(x);
   Tensor out = empty_output(x_);
   if (x_.numel() == 0) return out;
@@ -243,7 +243,7 @@ Tensor q_shift(const Tensor& x, int64_t height, int64_t width, int64_t shift_pix
 
 std::vector<Tensor> q_shift_mix(const Tensor& x, const std::vector<Tensor>& mixes, int64_t height, int64_t width,
                                 int64_t shift_pixel, double channel_gamma) {
-  check_shift("q_shift_mix", x, mixes, height, width);
+  check_shift("q_shift_mix", x, mixes, height, width, channel_gamma);
   const Tensor x_ = contiguous(x);
   const std::vector<Tensor> mixes_ = contiguous_all(mixes);
   const std::vector<Tensor> outs = empty_like_all(std::vector<Tensor>(mixes.size(), x_));
@@ -261,7 +261,7 @@ std::tuple<Tensor, std::vector<Tensor>> q_shift_mix_backward(const std::vector<T
                                                              const std::vector<Tensor>& mixes, int64_t height,
                                                              int64_t width, int64_t shift_pixel, double channel_gamma) {
   constexpr const char* kName = "_q_shift_mix_backward";
-  check_shift(kName, x, mixes, height, width);
+  check_shift(kName, x, mixes, height, width, channel_gamma);
   check_gradients(kName, grads, x, mixes);
   const Tensor x_ = contiguous(x);
   const std::vector<Tensor> grads_ = contiguous_all(grads), mixes_ = contiguous_all(mixes);

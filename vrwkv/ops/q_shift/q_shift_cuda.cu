@@ -360,9 +360,10 @@ void mix_backward(const Grid& grid, const std::vector<Tensor>& grads, const Tens
   });
 }
 
-void check(const char* op, const Tensor& x, const std::vector<Tensor>& mixes, int64_t height, int64_t width) {
-  check_tokens(op, "x", x);
-  check_shift(op, x, mixes, height, width);
+void check(const char* op, const Tensor& x, const std::vector<Tensor>& mixes, int64_t height, int64_t width,
+           double channel_gamma) {
+  check_device(op, "x", x);
+  check_shift(op, x, mixes, height, width, channel_gamma);
 }
 
 std::vector<Tensor> empty_like_all(const std::vector<Tensor>& tensors) {
@@ -372,7 +373,7 @@ std::vector<Tensor> empty_like_all(const std::vector<Tensor>& tensors) {
 }
 
 Tensor q_shift(const Tensor& x, int64_t height, int64_t width, int64_t shift_pixel, double channel_gamma) {
-  check("q_shift", x, {}, height, width);
+  check("q_shift", x, {}, height, width, channel_gamma);
   const Tensor x_ = contiguous(x);
   Tensor y = torch::stable::empty_like(x_);
   if (x_.numel() == 0) return y;
@@ -384,7 +385,7 @@ Tensor q_shift(const Tensor& x, int64_t height, int64_t width, int64_t shift_pix
 
 std::vector<Tensor> q_shift_mix(const Tensor& x, const std::vector<Tensor>& mixes, int64_t height, int64_t width,
                                 int64_t shift_pixel, double channel_gamma) {
-  check("q_shift_mix", x, mixes, height, width);
+  check("q_shift_mix", x, mixes, height, width, channel_gamma);
   const Tensor x_ = contiguous(x);
   const std::vector<Tensor> mixes_ = contiguous_all(mixes);
   const std::vector<Tensor> outs = empty_like_all(std::vector<Tensor>(mixes.size(), x_));
@@ -399,7 +400,7 @@ std::tuple<Tensor, std::vector<Tensor>> q_shift_mix_backward(const std::vector<T
                                                              const std::vector<Tensor>& mixes, int64_t height,
                                                              int64_t width, int64_t shift_pixel, double channel_gamma) {
   constexpr const char* kName = "_q_shift_mix_backward";
-  check(kName, x, mixes, height, width);
+  check(kName, x, mixes, height, width, channel_gamma);
   check_gradients(kName, grads, x, mixes);
   const Tensor x_ = contiguous(x);
   const std::vector<Tensor> grads_ = contiguous_all(grads), mixes_ = contiguous_all(mixes);
