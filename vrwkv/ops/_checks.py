@@ -1,4 +1,7 @@
-"""Checks that the public ops share; every message says what was required and what was given."""
+"""What the public ops share on their arguments: the dtype of sums, and checks.
+
+Every message says what was required and what was given.
+"""
 
 import torch
 
