@@ -32,10 +32,10 @@ vrwkv/_C.abi3.so: .venv/installed $(SOURCES)
 	touch $@
 
 demo: $(DIGITS)/predictions.json
-	$(BIN)/python tools/show_demo.py $(DIGITS)
+	$(BIN)/python demo/show_results.py $(DIGITS)
 
 data/digits: | build
-	$(BIN)/python tools/make_digits.py $@
+	$(BIN)/python demo/make_digits.py $@
 
 $(DIGITS)/validation.json: | build data/digits
 	$(BIN)/python tools/train.py --config configs/classification/vrwkv_nano_digits.yaml --resume
@@ -53,7 +53,7 @@ demo-seg: $(SCENES)/overlays.json
 	@echo "overlays    $(SCENES)/overlays"
 
 data/digit_scenes: | build
-	$(BIN)/python tools/make_digit_scenes.py $@
+	$(BIN)/python demo/make_digit_scenes.py $@
 
 $(SCENES)/result.json: | build data/digit_scenes
 	$(BIN)/python tools/train_segmentor.py $(SCENES_CONFIG) --work-dir $(SCENES) --resume

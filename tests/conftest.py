@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from classification.colours import REPOSITORY, Main
+from support.scripts import REPOSITORY, Main
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from vrwkv.classification.errors import command_line
 from vrwkv.classification.predict import predict
+from vrwkv.runtime.errors import command_line
 
 
 @command_line

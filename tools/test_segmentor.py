@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vrwkv.classification.errors import command_line
+from vrwkv.runtime.errors import command_line
 
 
 @command_line

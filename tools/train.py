@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vrwkv.classification.config import load_config
-from vrwkv.classification.errors import command_line
 from vrwkv.classification.train import train
+from vrwkv.runtime.errors import command_line
 
 
 def resume_command(args: argparse.Namespace) -> str:

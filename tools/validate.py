@@ -12,8 +12,8 @@ import typing
 from collections.abc import Sequence
 
 from vrwkv.classification.config import Amp
-from vrwkv.classification.errors import command_line
 from vrwkv.classification.evaluate import validate
+from vrwkv.runtime.errors import command_line
 
 
 @command_line

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from classification.colours import Main, load_tool, write_images
+from support.colours import write_images
+from support.scripts import Main, load_tool
 
 
 @pytest.fixture(scope="session", autouse=True)

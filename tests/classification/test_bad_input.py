@@ -6,7 +6,7 @@ import shutil
 import pytest
 import timm
 import torch
-from classification.colours import picture, write_images
+from support.colours import picture, write_images
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from classification.colours import CLASSES, picture
 from PIL import Image
+from support.colours import CLASSES, picture
 
 from vrwkv.classification import load_classifier
-from vrwkv.classification.images import open_image
+from vrwkv.runtime.images import open_image
 
 
 def test_validate_gives_the_metrics_of_training(run, validate, capsys):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from classification.colours import REPOSITORY
+from support.scripts import REPOSITORY
 
 from vrwkv.classification import validate
 

@@ -1,12 +1,7 @@
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parent))  # not the package `cuda`, whose name NVIDIA's bindings have taken
-
-from emulation import Emulated, build
+from support.emulation import Emulated, build
 
 
 @pytest.fixture(scope="session")

@@ -1,23 +1,14 @@
 """What the kernels take of a multiprocessor, by the compiler's own count."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from bi_wkv_cases import make_case
-
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "cuda_report.py"
+from support.bi_wkv_cases import make_case
+from support.scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("cuda_report", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["cuda_report"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tools/cuda_report.py")
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 import pytest
 import timm
 import torch
-from bi_wkv_cases import NAMES, REGIMES, make_case
-from tolerances import BACKWARD, FORWARD, assert_close
+from support.bi_wkv_cases import NAMES, REGIMES, make_case
+from support.tolerances import BACKWARD, FORWARD, assert_close
 
 import vrwkv  # noqa: F401
 from vrwkv.ops import _extension, bi_wkv, q_shift, q_shift_mix

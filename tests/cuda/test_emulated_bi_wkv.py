@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from bi_wkv_cases import NAMES, REGIMES, make_case
-from tolerances import BACKWARD, FORWARD, assert_close
+from support.bi_wkv_cases import NAMES, REGIMES, make_case
+from support.tolerances import BACKWARD, FORWARD, assert_close
 
 from vrwkv.ops.bi_wkv import reference
 

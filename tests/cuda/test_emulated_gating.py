@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tolerances import BACKWARD, FORWARD, assert_close
+from support.tolerances import BACKWARD, FORWARD, assert_close
 
 from vrwkv.ops.gating import torch_impl
 

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from bi_wkv_cases import make_case
-from emulation import HERE, OPS, Emulated, link
-from tolerances import BACKWARD, FORWARD, assert_close
+from support.bi_wkv_cases import make_case
+from support.emulation import HERE, OPS, Emulated, link
+from support.tolerances import BACKWARD, FORWARD, assert_close
 
 from vrwkv.ops.q_shift import reference
 

@@ -8,8 +8,8 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from models.golden import GOLDEN, load_golden
 from safetensors.torch import save_file
+from support.golden import GOLDEN, load_golden
 from timm.models import load_checkpoint
 from torch import Tensor, nn
 

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from models.golden import load_golden
+from support.golden import load_golden
 from torch import Tensor
 
 import vrwkv  # noqa: F401

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tolerances import BACKWARD, FORWARD, assert_close
+from support.tolerances import BACKWARD, FORWARD, assert_close
 
 from vrwkv.ops import _extension, bi_wkv
 from vrwkv.ops.bi_wkv import reference

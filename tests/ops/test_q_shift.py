@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tolerances import BACKWARD, FORWARD, assert_close
+from support.tolerances import BACKWARD, FORWARD, assert_close
 
 from vrwkv.ops import q_shift, q_shift_mix
 from vrwkv.ops.q_shift import reference

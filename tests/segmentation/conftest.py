@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from classification.colours import REPOSITORY, Main, load_tool
+from support.scripts import REPOSITORY, Main, load_script, load_tool
 
 if importlib.util.find_spec("mmseg") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -28,9 +28,9 @@ def closed_streams(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of `tools/make_digit_scenes.py`, of 32 x 32 pixels."""
+    """A data set of `demo/make_digit_scenes.py`, of 32 x 32 pixels."""
     path = tmp_path_factory.mktemp("data") / "scenes"
-    assert load_tool("make_digit_scenes")([str(path), "--train", "8", "--val", "3", "--size", "32"]) == 0
+    assert load_script("demo/make_digit_scenes.py").main([str(path), "--train", "8", "--val", "3", "--size", "32"]) == 0
     return path
 
 

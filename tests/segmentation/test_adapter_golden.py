@@ -4,10 +4,9 @@ import json
 
 import pytest
 import torch
-from classification.colours import REPOSITORY
 from mmseg.registry import MODELS
-from models.golden import GOLDEN
-from segmentation.adapter_golden import load_adapter_golden
+from support.golden import GOLDEN, load_adapter_golden
+from support.scripts import REPOSITORY
 
 from vrwkv.segmentation import VRWKVAdapter, checkpoint_filter_fn
 from vrwkv.segmentation.config import load_config

@@ -7,7 +7,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmseg.registry import MODELS
 from torch import nn
 
-from vrwkv.classification.errors import UserError
+from vrwkv.runtime.errors import UserError
 from vrwkv.segmentation import VRWKV, VRWKVAdapter
 from vrwkv.segmentation.deformable import DeformableAttention, pixel_centres, sample_values
 

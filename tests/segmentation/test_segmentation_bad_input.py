@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from classification.colours import REPOSITORY
 from PIL import Image
+from support.scripts import REPOSITORY
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from classification.colours import REPOSITORY
 from mmengine.model import revert_sync_batchnorm
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
+from support.scripts import REPOSITORY
 
 from vrwkv.segmentation.config import load_config
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
-from segmentation.adapter_golden import load_adapter_golden
+from support.golden import load_adapter_golden
 
 from vrwkv.segmentation import load_segmentor, segment
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from classification.colours import REPOSITORY
+from support.scripts import REPOSITORY
 
 from vrwkv.segmentation.checkpoint import load_checkpoint
 

@@ -4,10 +4,10 @@ The scripts in `tools/` are thin: everything they do can be called from Python t
 """
 
 from vrwkv.classification.config import Config, load_config
-from vrwkv.classification.errors import UserError
 from vrwkv.classification.evaluate import validate
 from vrwkv.classification.model import Classifier, load_classifier
 from vrwkv.classification.predict import predict
 from vrwkv.classification.train import train
+from vrwkv.runtime.errors import UserError
 
 __all__ = ["Classifier", "Config", "UserError", "load_classifier", "load_config", "predict", "train", "validate"]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from vrwkv.classification.errors import UserError, first_line, nearest
+from vrwkv.runtime.errors import UserError, first_line, nearest
 
 Amp = Literal["none", "bfloat16", "float16"]
 

@@ -12,9 +12,9 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 
 from vrwkv.classification.config import AugmentConfig, DataConfig
-from vrwkv.classification.errors import UserError, nearest
-from vrwkv.classification.images import open_image
-from vrwkv.classification.world import World
+from vrwkv.runtime.errors import UserError, nearest
+from vrwkv.runtime.images import open_image
+from vrwkv.runtime.processes import World
 
 
 class FolderDataset(ImageDataset):

@@ -8,10 +8,10 @@ from torch import nn
 
 from vrwkv.classification.config import Amp
 from vrwkv.classification.data import create_eval_loader, find_classes, share_of, split_folder
-from vrwkv.classification.errors import UserError
 from vrwkv.classification.model import load_classifier
-from vrwkv.classification.progress import Meters, Progress
-from vrwkv.classification.world import World, join_world
+from vrwkv.runtime.errors import UserError
+from vrwkv.runtime.processes import World, join_world
+from vrwkv.runtime.progress import Meters, Progress
 
 
 def autocast(world: World, amp: Amp) -> torch.autocast:

@@ -13,8 +13,8 @@ from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_co
 from timm.models import clean_state_dict
 from torch import nn
 
-from vrwkv.classification import checkpoint
-from vrwkv.classification.errors import UserError, first_line, nearest
+from vrwkv.runtime import checkpoint
+from vrwkv.runtime.errors import UserError, first_line, nearest
 
 
 @dataclass

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from timm.data import create_transform
 
-from vrwkv.classification.errors import UserError
-from vrwkv.classification.images import open_image
 from vrwkv.classification.model import Classifier, load_classifier
-from vrwkv.classification.world import choose_device
+from vrwkv.runtime.errors import UserError
+from vrwkv.runtime.images import open_image
+from vrwkv.runtime.processes import choose_device
 
 BATCH_SIZE = 32
 

@@ -9,7 +9,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from vrwkv.classification.config import AugmentConfig, Config
-from vrwkv.classification.errors import UserError, first_line
+from vrwkv.runtime.errors import UserError, first_line
 
 
 def create_loss(augment: AugmentConfig, num_classes: int) -> tuple[Mixup | None, nn.Module]:

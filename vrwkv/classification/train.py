@@ -12,15 +12,15 @@ import torch
 from timm.utils import ModelEmaV3, dispatch_clip_grad, distribute_bn, random_seed, trim_summary, update_summary
 from torch import nn
 
-from vrwkv.classification import checkpoint
 from vrwkv.classification.config import Config
 from vrwkv.classification.data import create_eval_loader, create_train_loader, find_classes, split_folder
-from vrwkv.classification.errors import UserError
 from vrwkv.classification.evaluate import autocast, evaluate
 from vrwkv.classification.model import create_model, data_config_of, load_weights
-from vrwkv.classification.progress import Meters, Progress, clock, draw_curves, say
 from vrwkv.classification.recipe import create_loss, create_optimizer
-from vrwkv.classification.world import World, join_world
+from vrwkv.runtime import checkpoint
+from vrwkv.runtime.errors import UserError
+from vrwkv.runtime.processes import World, join_world
+from vrwkv.runtime.progress import Meters, Progress, clock, draw_curves, say
 
 
 def train(config: Config, resume: str | None = None) -> Path:

@@ -3,7 +3,7 @@
 In a config: `custom_imports = dict(imports="vrwkv.segmentation")`.
 """
 
-from vrwkv.segmentation.missing import MissingExtra
+from vrwkv.runtime.errors import MissingExtra
 
 try:
     import mmseg as _mmseg  # noqa: F401

@@ -11,7 +11,7 @@ from mmseg.registry import MODELS
 from timm.models import model_entrypoint
 from torch import Tensor, nn
 
-from vrwkv.classification.errors import nearest
+from vrwkv.runtime.errors import nearest
 from vrwkv.segmentation.checkpoint import checkpoint_filter_fn, load_pretrained
 
 STRIDES = (4, 8, 16, 32)

@@ -12,8 +12,8 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
-from vrwkv.classification import checkpoint
-from vrwkv.classification.errors import UserError
+from vrwkv.runtime import checkpoint
+from vrwkv.runtime.errors import UserError
 
 
 def _history_method(owner: Any, name: str) -> Any:

@@ -9,7 +9,7 @@ from mmengine.config import DictAction as DictAction
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 
-from vrwkv.classification.errors import UserError, first_line, nearest
+from vrwkv.runtime.errors import UserError, first_line, nearest
 
 MAX_CLASSES = 256  # of an 8-bit mask
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from vrwkv.classification.errors import UserError
+from vrwkv.runtime.errors import UserError
 from vrwkv.segmentation.draw import draw_mask, draw_overlay
 from vrwkv.segmentation.segment import segment
 

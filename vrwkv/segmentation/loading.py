@@ -7,8 +7,8 @@ from mmcv.transforms import BaseTransform
 from mmseg.registry import TRANSFORMS
 from PIL import Image
 
-from vrwkv.classification.errors import UserError, first_line
-from vrwkv.classification.images import open_image
+from vrwkv.runtime.errors import UserError, first_line
+from vrwkv.runtime.images import open_image
 
 IGNORED = 255  # the value of pixels that count for no class
 

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
 
-from vrwkv.classification.errors import UserError, first_line
+from vrwkv.runtime.errors import UserError, first_line
 from vrwkv.segmentation.checkpoint import load_checkpoint, load_weights
 from vrwkv.segmentation.config import check_data, load_config, loaders
 from vrwkv.segmentation.loading import load_strictly

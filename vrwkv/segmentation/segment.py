@@ -15,9 +15,9 @@ from mmseg.apis import init_model
 from PIL import Image
 from torch import Tensor, nn
 
-from vrwkv.classification.errors import UserError, first_line
-from vrwkv.classification.images import open_image
-from vrwkv.classification.world import choose_device
+from vrwkv.runtime.errors import UserError, first_line
+from vrwkv.runtime.images import open_image
+from vrwkv.runtime.processes import choose_device
 from vrwkv.segmentation.checkpoint import load_checkpoint, load_weights
 from vrwkv.segmentation.config import dataset_meta, load_config
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vrwkv.classification.errors import UserError, first_line
+from vrwkv.runtime.errors import UserError, first_line
 
 
 def save(state: dict[str, Any], path: Path) -> None:

@@ -1,6 +1,6 @@
 """Writes scikit-learn's 1797 handwritten digits as an image folder: train/, val/ and ten samples/ in neither.
 
-python tools/make_digits.py data/digits
+python demo/make_digits.py data/digits
 """
 
 import argparse
@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from vrwkv.classification.errors import UserError, command_line
+from vrwkv.runtime.errors import UserError, command_line
 
 
 @command_line

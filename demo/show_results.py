@@ -1,6 +1,6 @@
 """Sums up `make demo`: says where its files lie, and compares each sample's prediction with the class in its name.
 
-python tools/show_demo.py output/vrwkv_nano_digits
+python demo/show_results.py output/vrwkv_nano_digits
 """
 
 import argparse

@@ -5,7 +5,7 @@ import os
 import numpy as np
 from PIL import Image, ImageOps
 
-from vrwkv.classification.errors import UserError, first_line
+from vrwkv.runtime.errors import UserError, first_line
 
 
 def open_image(path: str | os.PathLike[str], mode: str = "RGB") -> Image.Image:

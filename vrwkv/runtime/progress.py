@@ -12,7 +12,7 @@ import torch
 from timm.utils import accuracy
 from tqdm import tqdm
 
-from vrwkv.classification.world import World
+from vrwkv.runtime.processes import World
 
 PLAIN_INTERVAL = 60.0  # seconds between lines where stderr is no terminal
 BAR_INTERVAL = 0.5

@@ -12,6 +12,10 @@ class UserError(Exception):
     """Bad input: the message says what was required and what was given, on one line."""
 
 
+class MissingExtra(UserError, ImportError):
+    """A package is not installed: the message names the extra that brings it."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's text, or its type where it has none."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

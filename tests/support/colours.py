@@ -1,23 +1,11 @@
-"""What the tests of this folder share: a small image folder of coloured pictures, and the scripts' main functions."""
+"""A small image folder of coloured pictures."""
 
-import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-REPOSITORY = Path(__file__).parents[2]
 CLASSES = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (210, 40, 30)}
-Main = Callable[[list[str]], int]
-
-
-def load_tool(name: str) -> Main:
-    """The `main` of tools/<name>.py."""
-    spec = importlib.util.spec_from_file_location(f"tools_{name}", REPOSITORY / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 def picture(colour: tuple[int, int, int], seed: int) -> Image.Image:

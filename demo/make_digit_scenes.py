@@ -1,6 +1,6 @@
 """Scatters scikit-learn's handwritten digits over photographs: a small data set for segmentation, with masks.
 
-python tools/make_digit_scenes.py data/digit_scenes
+python demo/make_digit_scenes.py data/digit_scenes
 
 Writes images/{train,val}/N.png and masks/{train,val}/N.png; a mask is 0 for the photograph and d + 1 on the ink of
 digit d. The digits and the photograph of the validation scenes appear in no training scene.
@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 from sklearn.model_selection import train_test_split
 
-from vrwkv.classification.errors import UserError, command_line
+from vrwkv.runtime.errors import UserError, command_line
 
 PHOTOGRAPHS = {
     "train": ("china.jpg", "astronaut", "chelsea", "coffee", "rocket"),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from timm.utils import init_distributed_device
 
-from vrwkv.classification.errors import UserError, first_line
+from vrwkv.runtime.errors import UserError, first_line
 
 
 class World(NamedTuple):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent / "cuda"
 OPS = HERE.parent.parent / "vrwkv" / "ops"
 KERNELS = ("bi_wkv/bi_wkv_cuda.cu", "gating/gating_cuda.cu", "q_shift/q_shift_cuda.cu")
 

@@ -1,4 +1,4 @@
-"""Golden files: the authors' parameter names and constructor arguments, and what the models must return."""
+"""Golden files: the authors' weights and constructor arguments, and what the models and backbones must return."""
 
 import json
 from dataclasses import dataclass
@@ -29,10 +29,26 @@ class Golden:
     cases: list[Case]
 
 
-def load_golden(name: str) -> Golden:
+@dataclass
+class AdapterGolden:
+    """The same for VRWKVAdapter."""
+
+    args: dict[str, Any]
+    weights: dict[str, Tensor]  # by the authors' names
+    cases: list[tuple[Tensor, list[Tensor]]]  # images (1, 3, H, W), maps of stride 4, 8, 16, 32
+
+
+def _read(name: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    """The constructor arguments, the weights, and all tensors of a file."""
     with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
         config = json.loads(file.metadata()["config"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    weights = {key.removeprefix("weights/"): value for key, value in tensors.items() if key.startswith("weights/")}
+    return config, weights, tensors
+
+
+def load_golden(name: str) -> Golden:
+    config, weights, tensors = _read(name)
     model_args = {
         "img_size": config["img_size"],
         "patch_size": config["patch_size"],
@@ -50,5 +66,21 @@ def load_golden(name: str) -> Golden:
         count = sum(key.startswith(f"{prefix}feature/") for key in tensors)
         features = [tensors[f"{prefix}feature/{i}"] for i in range(count)]
         cases.append(Case(image, features, tensors[f"{prefix}logits"]))
-    weights = {key.removeprefix("weights/"): value for key, value in tensors.items() if key.startswith("weights/")}
     return Golden(model_args, weights, cases)
+
+
+def load_adapter_golden(name: str) -> AdapterGolden:
+    config, weights, tensors = _read(name)
+    taken = ("conv_inplane", "n_points", "deform_num_heads", "deform_ratio", "cffn_ratio", "interaction_indexes")
+    model_args = {
+        "img_size": config["img_size"],
+        "embed_dim": config["embed_dims"],
+        "depth": config["depth"],
+        "init_values": config["init_values"],
+        "post_norm": config.get("post_norm", False),
+        "key_norm": config.get("key_norm", False),
+        "drop_path_rate": config["drop_path_rate"],
+    }
+    args = {"model": "test_vrwkv", "model_args": model_args, **{key: config[key] for key in taken}}
+    cases = [(tensors[f"input/{i}"], [tensors[f"output/{i}/feature/{level}"] for level in range(4)]) for i in range(2)]
+    return AdapterGolden(args, weights, cases)
