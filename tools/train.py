@@ -15,6 +15,7 @@ from pathlib import Path
 from vrwkv.classification.config import load_config
 from vrwkv.classification.train import train
 from vrwkv.runtime.errors import command_line
+from vrwkv.runtime.processes import is_primary
 
 
 def resume_command(args: argparse.Namespace) -> str:
@@ -44,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         best = train(config, args.resume)
     except KeyboardInterrupt:
         message = f"interrupted; to repeat this epoch from its start and go on:\n  {resume_command(args)}"
-        raise KeyboardInterrupt(message if os.environ.get("RANK", "0") == "0" else "") from None
-    if os.environ.get("RANK", "0") == "0":
+        raise KeyboardInterrupt(message if is_primary() else "") from None
+    if is_primary():
         print(f"best checkpoint  {best}\ntraining curves  {Path(config.output) / 'curves.png'}")
     return 0
 

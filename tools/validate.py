@@ -6,7 +6,6 @@ python tools/validate.py --model vrwkv_tiny_patch16_224 --pretrained --data-root
 
 import argparse
 import json
-import os
 import sys
 import typing
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from vrwkv.classification.config import Amp
 from vrwkv.classification.evaluate import validate
 from vrwkv.runtime.errors import command_line
+from vrwkv.runtime.processes import is_primary
 
 
 @command_line
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = vars(parser.parse_args(argv))
     as_json, model_name = args.pop("json"), args.pop("model")
     result = validate(model_name=model_name, **args)
-    if os.environ.get("RANK", "0") != "0":  # torchrun's other processes
+    if not is_primary():
         return 0
     if as_json:
         print(json.dumps(result, indent=2))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from timm.utils import init_distributed_device
+from timm.utils.distributed import world_info_from_env
 
 from vrwkv.runtime.errors import UserError, first_line
 
@@ -26,6 +27,11 @@ class World(NamedTuple):
     def primary(self) -> bool:
         """Whether this is the process that writes files and reports."""
         return self.rank == 0
+
+
+def is_primary() -> bool:
+    """Whether this is the one process, of those that torchrun (or SLURM) started, that writes files and reports."""
+    return world_info_from_env()[1] == 0
 
 
 def choose_device(name: str) -> str:
