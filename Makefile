@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 DIGITS := output/vrwkv_nano_digits
 SCENES := output/vrwkv_adapter_nano_digit_scenes
 SCENES_CONFIG := configs/segmentation/vrwkv_adapter_nano_digit_scenes.py
-SOURCES := setup.py $(wildcard vrwkv/ops/*.h vrwkv/ops/*.cuh $(foreach kind,cpp h cu cuh,vrwkv/ops/*/*.$(kind)))
+SOURCES := setup.py $(wildcard $(foreach kind,cpp h cu cuh,vrwkv/ops/*/*.$(kind)))
 
 CXX_FILES := $(filter-out setup.py,$(SOURCES)) $(wildcard tests/cuda/*.h tests/cuda/*.cpp tests/cuda/*.cu)
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from measure import RESULTS, interleaved_medians, keep_freed_memory, machine, write_rows
 
 from vrwkv.ops import _extension, bi_wkv, q_shift_mix, sigmoid_gate, squared_relu
-from vrwkv.ops.bi_wkv import reference
+from vrwkv.ops._bi_wkv import reference
 
 SHAPES = [  # (B, T, C), dtype; the first four are the short set
     ((8, 196, 192), torch.float32),

@@ -1,9 +1,9 @@
 // The rest of the emulated library: the schemas of the real one, and its settings.
-#include <cuda_utils.cuh>
+#include <common/cuda_utils.cuh>
 // After cuda_utils.cuh, which redirects the registration:
-#include <bi_wkv/bi_wkv.cpp>
-#include <gating/gating.cpp>
-#include <q_shift/q_shift.cpp>
+#include <_bi_wkv/bi_wkv.cpp>
+#include <_gating/gating.cpp>
+#include <_q_shift/q_shift.cpp>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 

@@ -1,4 +1,4 @@
-// Runs CUDA kernels on the CPU: included by vrwkv/ops/cuda_utils.cuh in place of the CUDA runtime when
+// Runs CUDA kernels on the CPU: included by vrwkv/ops/common/cuda_utils.cuh in place of the CUDA runtime when
 // VRWKV_EMULATE_CUDA is defined, so that g++ compiles the very sources that nvcc compiles.
 //
 // The threads of a block are fibres that run in a random order from barrier to barrier; blocks run one after the other

@@ -1,5 +1,5 @@
 // Small kernels with known results and known mistakes, for the tests of the emulation itself.
-#include <cuda_utils.cuh>
+#include <common/cuda_utils.cuh>
 
 using vrwkv::Global;
 using vrwkv::Shared;

@@ -5,7 +5,7 @@ import torch
 from support.bi_wkv_cases import NAMES, REGIMES, make_case
 from support.tolerances import BACKWARD, FORWARD, assert_close
 
-from vrwkv.ops.bi_wkv import reference
+from vrwkv.ops._bi_wkv import reference
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 # Every T, C and B of the issue; 209 and 257 tokens take two tiles of unequal length, 1024 several.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.tolerances import BACKWARD, FORWARD, assert_close
 
-from vrwkv.ops.gating import torch_impl
+from vrwkv.ops._gating import torch_impl
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 

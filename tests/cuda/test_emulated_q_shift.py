@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.tolerances import BACKWARD, FORWARD, assert_close
 
-from vrwkv.ops.q_shift import reference
+from vrwkv.ops._q_shift import reference
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 # B, (H, W), C, shift_pixel, channel_gamma: grids that are not square or smaller than the shift, groups that end inside

@@ -11,7 +11,7 @@ from support.bi_wkv_cases import make_case
 from support.emulation import HERE, OPS, Emulated, link
 from support.tolerances import BACKWARD, FORWARD, assert_close
 
-from vrwkv.ops.q_shift import reference
+from vrwkv.ops._q_shift import reference
 
 THREADS = 96
 MISTAKES = {
@@ -55,10 +55,9 @@ def test_a_mistake_is_named(self_test, name):
     assert MISTAKES[name] in error
 
 
-BI_WKV = "bi_wkv/bi_wkv_cuda.cu"
-TILE = "bi_wkv/bi_wkv_tile.cuh"
-Q_SHIFT = "q_shift/q_shift_cuda.cu"
-REDUCE = "reduce_rows.cuh"
+BI_WKV = "_bi_wkv/bi_wkv_cuda.cu"
+TILE = "_bi_wkv/bi_wkv_tile.cuh"
+Q_SHIFT = "_q_shift/q_shift_cuda.cu"
 # name: (kernel that is built, file, text, its replacement, part of the error or "" where results are wrong)
 FAULTS = {
     "dropped_barrier_after_the_load": (

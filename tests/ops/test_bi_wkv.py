@@ -3,7 +3,7 @@ import torch
 from support.tolerances import BACKWARD, FORWARD, assert_close
 
 from vrwkv.ops import _extension, bi_wkv
-from vrwkv.ops.bi_wkv import reference
+from vrwkv.ops._bi_wkv import reference
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 NAMES = ("w", "u", "k", "v")

@@ -3,7 +3,7 @@ import torch
 from support.tolerances import BACKWARD, FORWARD, assert_close
 
 from vrwkv.ops import q_shift, q_shift_mix
-from vrwkv.ops.q_shift import reference
+from vrwkv.ops._q_shift import reference
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 # (H, W), C, shift_pixel, channel_gamma: grids that are not square or smaller than the shift, channels in no group

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vrwkv.ops.bi_wkv import reference
+from vrwkv.ops._bi_wkv import reference
 
 NAMES = ("w", "u", "k", "v")
 REGIMES = ("initial", "decay", "keys", "both")

@@ -9,7 +9,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent.parent / "cuda"
 OPS = HERE.parent.parent / "vrwkv" / "ops"
-KERNELS = ("bi_wkv/bi_wkv_cuda.cu", "gating/gating_cuda.cu", "q_shift/q_shift_cuda.cu")
+KERNELS = ("_bi_wkv/bi_wkv_cuda.cu", "_gating/gating_cuda.cu", "_q_shift/q_shift_cuda.cu")
 
 
 class Emulated:

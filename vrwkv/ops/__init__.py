@@ -1,7 +1,7 @@
 """Operators of Vision-RWKV: each takes the native kernel of the tensor's device, or pure torch where there is none."""
 
-from vrwkv.ops.bi_wkv import bi_wkv
-from vrwkv.ops.gating import sigmoid_gate, squared_relu
-from vrwkv.ops.q_shift import q_shift, q_shift_mix
+from vrwkv.ops._bi_wkv import bi_wkv
+from vrwkv.ops._gating import sigmoid_gate, squared_relu
+from vrwkv.ops._q_shift import q_shift, q_shift_mix
 
 __all__ = ["bi_wkv", "q_shift", "q_shift_mix", "sigmoid_gate", "squared_relu"]

@@ -2,7 +2,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../reduce_rows.cuh"
+#include "../common/reduce_rows.cuh"
 #include "q_shift_checks.h"
 
 namespace vrwkv {

@@ -7,9 +7,9 @@
 #include <algorithm>
 #include <array>
 
-#include "../cpu_convert.h"
-#include "../cpu_memory.h"
-#include "../op_checks.h"
+#include "../common/checks.h"
+#include "../common/cpu_convert.h"
+#include "../common/cpu_memory.h"
 
 namespace vrwkv {
 namespace {

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vrwkv.ops import _checks, _extension
-from vrwkv.ops.bi_wkv import torch_impl
+from vrwkv.ops._bi_wkv import torch_impl
 
 __all__ = ["bi_wkv"]
 

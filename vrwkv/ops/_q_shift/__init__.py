@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vrwkv.ops import _checks, _extension
-from vrwkv.ops.q_shift import torch_impl
+from vrwkv.ops._q_shift import torch_impl
 
 __all__ = ["q_shift", "q_shift_mix"]
 

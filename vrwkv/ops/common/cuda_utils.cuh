@@ -22,7 +22,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "op_checks.h"
+#include "checks.h"
 
 #ifdef VRWKV_EMULATE_CUDA
 #include "emulate_cuda.h"

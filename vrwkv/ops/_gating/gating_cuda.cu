@@ -1,7 +1,7 @@
 // The pointwise functions on CUDA: every input is read once and every output written once.
 #include <tuple>
 
-#include "../cuda_utils.cuh"
+#include "../common/cuda_utils.cuh"
 
 namespace vrwkv {
 namespace {

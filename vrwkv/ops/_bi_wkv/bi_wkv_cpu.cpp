@@ -6,7 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/Dispatch_v2.h>
 
-#include "../cpu_memory.h"
+#include "../common/cpu_memory.h"
 #include "bi_wkv_checks.h"
 #include "bi_wkv_cpu_safe.h"
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vrwkv.ops import _checks, _extension
-from vrwkv.ops.gating import torch_impl
+from vrwkv.ops._gating import torch_impl
 
 __all__ = ["sigmoid_gate", "squared_relu"]
 

@@ -2,7 +2,7 @@
 // into tiles and segments in bi_wkv_tile.cuh, the arithmetic of the scans in bi_wkv_scan.cuh.
 #include <tuple>
 
-#include "../reduce_rows.cuh"
+#include "../common/reduce_rows.cuh"
 #include "bi_wkv_checks.h"
 #include "bi_wkv_tile.cuh"
 

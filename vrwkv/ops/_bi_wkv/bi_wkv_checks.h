@@ -1,7 +1,7 @@
 // Checks of the arguments of Bi-WKV, for the CPU and for CUDA.
 #pragma once
 
-#include "../op_checks.h"
+#include "../common/checks.h"
 
 namespace vrwkv {
 

@@ -10,8 +10,8 @@
 #include <memory>
 #include <vector>
 
-#include "../cpu_convert.h"
-#include "../cpu_memory.h"
+#include "../common/cpu_convert.h"
+#include "../common/cpu_memory.h"
 #include "q_shift_checks.h"
 
 namespace vrwkv {

@@ -14,7 +14,7 @@
 #include <memory>
 #include <vector>
 
-#include "../cpu_convert.h"
+#include "../common/cpu_convert.h"
 
 namespace vrwkv {
 

@@ -8,7 +8,7 @@
 // way.
 #pragma once
 
-#include "../cuda_utils.cuh"
+#include "../common/cuda_utils.cuh"
 
 namespace vrwkv {
 namespace {
