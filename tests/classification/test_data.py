@@ -1,0 +1,158 @@
+"""Loaders: what the keys of `data` and `augment` do to the pictures."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.training import MEAN, STD, normalise
+
+from vrwkv.classification.config import AugmentConfig, DataConfig
+from vrwkv.classification.data import create_eval_loader, create_train_loader, find_classes, share_of, split_folder
+from vrwkv.runtime.processes import World
+
+CPU = World(torch.device("cpu"))
+SETTINGS = {
+    "input_size": (3, 16, 16),
+    "interpolation": "bicubic",
+    "mean": MEAN,
+    "std": STD,
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+}
+NO_AUGMENT = {"scale": [1.0, 1.0], "ratio": [1.0, 1.0], "hflip": 0.0, "color_jitter": 0.0}
+
+
+def ramp(size=16):
+    """(size, size, 3), brighter from left to right: each change of place or colour can be seen."""
+    row = np.linspace(60, 190, size)
+    return np.repeat(np.repeat(row[None, :, None], size, 0), 3, 2).astype(np.uint8)
+
+
+def write(root, picture, count=8, splits=("train", "val")):
+    for split in splits:
+        for name in ("a", "b"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count // 2):
+                Image.fromarray(picture).save(root / split / name / f"{i}.png")
+
+
+def train_batches(root, batch_size=8, picture=None, settings=None, **augment):
+    if not root.joinpath("train").exists():
+        write(root, ramp() if picture is None else picture)
+    config = DataConfig(root=str(root), batch_size=batch_size, workers=0)
+    augment = AugmentConfig(**{**NO_AUGMENT, **augment})
+    torch.manual_seed(0)
+    np.random.seed(0)
+    import random
+
+    random.seed(0)
+    return list(create_train_loader(config, augment, ["a", "b"], {**SETTINGS, **(settings or {})}, CPU))
+
+
+def test_pictures_come_unchanged_without_augmentation(tmp_path):
+    ((images, target),) = train_batches(tmp_path)
+    torch.testing.assert_close(images, normalise(ramp()).expand(8, 3, 16, 16), rtol=0, atol=1e-5)
+    assert sorted(target.tolist()) == [0] * 4 + [1] * 4
+
+
+def test_incomplete_batch_is_dropped_in_training_alone(tmp_path):
+    assert [len(images) for images, _ in train_batches(tmp_path, batch_size=3)] == [3, 3]
+    loader = create_eval_loader(tmp_path / "val", ["a", "b"], SETTINGS, 3, 0, CPU)
+    assert [len(images) for images, _ in loader] == [3, 3, 2]
+
+
+def test_erasing_puts_noise_of_single_pixels(tmp_path):
+    flat = np.full((16, 16, 3), 120, np.uint8)
+    ((images, _),) = train_batches(tmp_path, picture=flat, erase_prob=1.0)
+    for image in images:
+        erased = (image != normalise(flat)).all(0)
+        assert 3 <= erased.sum() <= 16 * 16 / 2
+        for channel in image:
+            assert len(channel[erased].unique()) == erased.sum()
+
+
+def test_no_erasing_by_default(tmp_path):
+    ((images, _),) = train_batches(tmp_path)
+    assert (images[0] == images).all()
+
+
+@pytest.mark.parametrize(("hflip", "expected"), [(0.0, {0}), (1.0, {8}), (0.5, {*range(1, 8)})])
+def test_hflip(hflip, expected, tmp_path):
+    ((images, _),) = train_batches(tmp_path, hflip=hflip)
+    mirrored = (images[:, 0, 0, 0] > images[:, 0, 0, -1]).sum().item()
+    assert mirrored in expected
+
+
+def test_scale(tmp_path):
+    """The crop of a quarter of the area shows half of the ramp, somewhere."""
+    ((images, _),) = train_batches(tmp_path, scale=[0.25, 0.25])
+    spans = (images[:, 0, 0, -1] - images[:, 0, 0, 0]) / (normalise(ramp())[0, 0, -1] - normalise(ramp())[0, 0, 0])
+    assert ((spans > 0.35) & (spans < 0.65)).all()
+    assert spans.std() > 0
+
+
+def test_ratio(tmp_path):
+    """Four times as wide as high, the crop of a quarter of the area shows the whole ramp; the other way a quarter."""
+    full = normalise(ramp())[0, 0, -1] - normalise(ramp())[0, 0, 0]
+    for ratio, low, high in (([4.0, 4.0], 0.9, 1.1), ([0.25, 0.25], 0.1, 0.4)):
+        ((images, _),) = train_batches(tmp_path, scale=[0.25, 0.25], ratio=ratio)
+        spans = (images[:, 0, 0, -1] - images[:, 0, 0, 0]) / full
+        assert ((spans > low) & (spans < high)).all()
+
+
+def test_color_jitter(tmp_path):
+    ((images, _),) = train_batches(tmp_path, color_jitter=0.4)
+    assert images.mean((1, 2, 3)).std() > 0.1
+
+
+def test_auto_augment(tmp_path):
+    ((plain, _),) = train_batches(tmp_path)
+    ((images, _),) = train_batches(tmp_path, auto_augment="rand-m9-n2")
+    assert sum(not torch.equal(image, plain[0]) for image in images) >= 4
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_interpolation(training, tmp_path):
+    """A checkerboard made twice as large: nearest neighbours keep its two values."""
+    checker = np.indices((8, 8)).sum(0) % 2 * 255
+    write(tmp_path, np.repeat(checker[..., None], 3, 2).astype(np.uint8))
+    for interpolation, exact in (("nearest", True), ("bicubic", False)):
+        settings = {**SETTINGS, "interpolation": interpolation}
+        if training:
+            ((images, _),) = train_batches(tmp_path, settings=settings)
+        else:
+            ((images, _),) = create_eval_loader(tmp_path / "val", ["a", "b"], settings, 8, 0, CPU)
+        assert (len(images[:, 0].unique()) == 2) == exact
+
+
+def test_evaluation_keeps_the_order_and_crops_the_centre(tmp_path):
+    write(tmp_path, ramp(32))
+    for crop_pct in (1.0, 0.5):
+        loader = create_eval_loader(tmp_path / "val", ["a", "b"], {**SETTINGS, "crop_pct": crop_pct}, 8, 0, CPU)
+        ((images, target),) = loader
+        assert target.tolist() == [0] * 4 + [1] * 4
+        whole = (normalise(ramp(32))[0, 0, -1] - normalise(ramp(32))[0, 0, 0]).item()
+        assert (images[0, 0, 0, -1] - images[0, 0, 0, 0]).item() / whole == pytest.approx(crop_pct, abs=0.08)
+
+
+def test_grey_pictures_for_models_of_one_channel(tmp_path):
+    settings = {"input_size": (1, 16, 16), "mean": (0.5,), "std": (0.25,)}
+    ((images, _),) = train_batches(tmp_path, settings=settings)
+    assert images.shape == (8, 1, 16, 16)
+    write(tmp_path / "more", ramp())
+    ((images, _),) = create_eval_loader(tmp_path / "more/val", ["a", "b"], {**SETTINGS, **settings}, 8, 0, CPU)
+    torch.testing.assert_close(images[0, 0], torch.from_numpy((ramp()[..., 0] / 255 - 0.5) / 0.25).float())
+
+
+def test_classes_are_ordered_by_number(tmp_path):
+    for name in ("10", "9", ".hidden", "b", "a"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.fromarray(ramp()).save(tmp_path / "train" / name / "x.png")
+    (tmp_path / "train" / "notes.txt").write_text("no class")
+    assert find_classes(split_folder(str(tmp_path), "train")) == ["9", "10", "a", "b"]
+
+
+@pytest.mark.parametrize(("size", "pictures", "expected"), [(1, 5, [5]), (2, 5, [3, 2]), (4, 2, [1, 1, 0, 0])])
+def test_shares(size, pictures, expected):
+    dataset = range(pictures)
+    assert [share_of(dataset, World(CPU.device, rank, size)) for rank in range(size)] == expected

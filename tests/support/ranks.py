@@ -1,0 +1,50 @@
+"""The processes that torchrun starts, forked: without a minute of imports, and with whatever the test has changed."""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+
+def run_ranks(function: Callable[[], Any], size: int = 2) -> list[Any]:
+    """Calls `function` in `size` processes at once, as torchrun would, and returns their results by rank.
+
+    Results must be picklable, tensors as numpy arrays. Raises RuntimeError with the traceback of a rank that failed.
+    """
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    pipes, processes = [], []
+    for rank in range(size):
+        receiver, sender = context.Pipe(duplex=False)
+        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        environment.update(MASTER_ADDR="localhost", MASTER_PORT=port)
+        process = context.Process(target=_call, args=(function, environment, sender), daemon=True)
+        process.start()
+        sender.close()
+        pipes.append(receiver)
+        processes.append(process)
+    try:
+        answers = [pipe.recv() if pipe.poll(60) else ("no answer within a minute", None) for pipe in pipes]
+    finally:
+        for process in processes:
+            process.join(5)
+            process.kill()
+    failed = [error for error, _ in answers if error]
+    if failed:
+        raise RuntimeError("\n".join(failed))
+    return [result for _, result in answers]
+
+
+def _call(function: Callable[[], Any], environment: dict[str, Any], sender: Any) -> None:
+    os.environ.update({key: str(value) for key, value in environment.items()})
+    try:
+        sender.send((None, function()))
+    except BaseException:
+        sender.send((traceback.format_exc(), None))
+    finally:
+        sender.close()
+        os._exit(0)
