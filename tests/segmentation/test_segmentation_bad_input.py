@@ -155,7 +155,7 @@ def test_checkpoints_that_do_not_fit(config_path, checkpoint, test_segmentor, se
     argv = ["x.png", "--config", config_path, "--checkpoint", checkpoint, "--out", tmp_path / "out"]
     options = ["--cfg-options", "model.decode_head.num_classes=5", "model.decode_head.loss_decode.class_weight=None"]
     assert f"checkpoint {checkpoint} has 11 classes, the config has 5" in error(segment_main, [*argv, *options])
-    assert "is of another model than the config: " in error(
+    assert "is of another model than EncoderDecoder: " in error(
         segment_main, [*argv, "--cfg-options", "model.backbone.conv_inplane=8"]
     )
     assert "opacity must lie between 0 and 1" in error(segment_main, [*argv, "--opacity", "2"])

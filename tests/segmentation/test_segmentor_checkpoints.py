@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.apis import init_model
+from mmseg.registry import MODELS
 from PIL import Image
 from support.golden import load_adapter_golden
 
@@ -30,8 +33,7 @@ def published(tmp_path_factory):
             test_pipeline=[dict(type="LoadImageFromFile"), dict(type="PackSegInputs")],
         )
     )
-    from mmseg.registry import MODELS
-
+    init_default_scope("mmseg")
     torch.manual_seed(0)
     heads = {k: v for k, v in MODELS.build(config.model).state_dict().items() if not k.startswith("backbone.")}
     weights = heads | {f"backbone.{name}": tensor for name, tensor in golden.weights.items()}
@@ -56,8 +58,6 @@ def test_published_checkpoint(published):
 
 def test_mmsegs_own_loader_takes_it(published):
     """The names are converted wherever a backbone is filled: here by `mmseg.apis.init_model`."""
-    from mmseg.apis import init_model
-
     config, path, _, _ = published
     ours, theirs = load_segmentor(config, path), init_model(config.copy(), str(path), device="cpu")
     torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()), rtol=0, atol=0)

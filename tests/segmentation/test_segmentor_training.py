@@ -8,11 +8,11 @@ import pytest
 import torch
 from support.scripts import REPOSITORY
 
-from vrwkv.segmentation.checkpoint import load_checkpoint
+from vrwkv.segmentation.checkpoint import read
 
 
 def test_checkpoint_is_read_safely(checkpoint):
-    content = load_checkpoint(checkpoint)
+    content = read(checkpoint)
     assert content["message_hub"]["runtime_info"]["iter"] == 3  # from 0
     assert content["meta"]["dataset_meta"]["classes"][:3] == ("photograph", "0", "1")
 
@@ -32,12 +32,12 @@ def test_resumed_training(run, config_path, train_segmentor, tmp_path):
     """Resumes with the optimizer's state; the first iteration after it starts from the same weights."""
     argv = [str(config_path), "--work-dir", str(tmp_path / "work")]
     assert train_segmentor([*argv, "--cfg-options", "train_cfg.max_iters=2"]) == 0
-    half = load_checkpoint(tmp_path / "work" / "iter_2.pth")
+    half = read(tmp_path / "work" / "iter_2.pth")
     assert train_segmentor([*argv, "--resume"]) == 0
-    full = load_checkpoint(tmp_path / "work" / "iter_4.pth")
+    full = read(tmp_path / "work" / "iter_4.pth")
     steps = [next(iter(each["optimizer"]["state"].values()))["step"].item() for each in (half, full)]
     assert steps == [2, 4]
-    torch.testing.assert_close(half["state_dict"], load_checkpoint(run / "iter_2.pth")["state_dict"])
+    torch.testing.assert_close(half["state_dict"], read(run / "iter_2.pth")["state_dict"])
 
 
 def test_two_processes(config_path, test_segmentor, subprocess_environment, tmp_path):

@@ -1,7 +1,5 @@
 """Building a model, filling it with weights, and what else is needed to classify pictures with it."""
 
-import contextlib
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +8,6 @@ from typing import Any
 import timm
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
-from timm.models import clean_state_dict
 from torch import nn
 
 from vrwkv.runtime import checkpoint
@@ -52,50 +49,6 @@ def create_model(name: str, args: Mapping[str, Any], pretrained: bool = False) -
     except Exception as error:  # the constructor, the network, the hub: each has its own types
         weights = " and its published weights" if pretrained else ""
         raise UserError(f"model {name} cannot be built with {dict(args)}{weights}: {first_line(error)}") from error
-
-
-def load_weights(model: nn.Module, content: dict[str, Any], path: str | Path, new_head: bool = False) -> None:
-    """Fills `model` from a checkpoint, through the model's own `checkpoint_filter_fn`.
-
-    Args:
-        model: The model to fill.
-        content: The checkpoint.
-        path: Its file, for messages.
-        new_head: Leave a classifier of another size out, for fine-tuning.
-
-    Raises:
-        UserError: keys are missing, unexpected or of another shape.
-    """
-    weights = clean_state_dict(checkpoint.weights_of(content, path))
-    filter_fn = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if filter_fn:
-        # Written for its own model's weights, it may fail with others: then the comparison below names the keys.
-        with contextlib.suppress(Exception):
-            weights = filter_fn(weights, model)
-    own = model.state_dict()
-    head = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
-    heads = tuple(f"{name}." for name in ([head] if isinstance(head, str) else head))
-    if new_head:
-        for key in [key for key in own if key.startswith(heads)]:
-            if key in weights and weights[key].shape != own[key].shape:
-                weights[key] = own[key]
-    problems = {
-        "missing": [key for key in own if key not in weights],
-        "unexpected": [key for key in weights if key not in own],
-        "of another shape": [
-            f"{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}"
-            for key in own
-            if key in weights and weights[key].shape != own[key].shape
-        ],
-    }
-    found = [
-        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for kind, keys in problems.items()
-        if keys
-    ]
-    if found:
-        raise UserError(f"checkpoint {path} is of another model than {type(model).__name__}: {'; '.join(found)}")
-    model.load_state_dict(weights)
 
 
 def data_config_of(model: nn.Module, args: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,7 +93,7 @@ def load_classifier(
     """
     if not (checkpoint_path or (model_name and pretrained)):
         raise UserError("required: --checkpoint PATH, or --model NAME with --pretrained")
-    content = checkpoint.load(checkpoint_path) if checkpoint_path else {}
+    content = checkpoint.read(checkpoint_path) if checkpoint_path else {}
     name = model_name or content.get("arch")
     if not name:
         raise UserError(f"checkpoint {checkpoint_path} does not say its model: give --model NAME")
@@ -149,7 +102,7 @@ def load_classifier(
     args = content.get("model_args", {})
     model = create_model(name, args, pretrained and not checkpoint_path)
     if checkpoint_path:
-        load_weights(model, content, checkpoint_path)
+        checkpoint.load(model, content, checkpoint_path)
     num_classes: int = model.num_classes  # type: ignore[assignment] # every timm model has it
     class_names = content.get("class_names")
     if class_names is None and (info := _imagenet_info(num_classes)):

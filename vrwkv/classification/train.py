@@ -15,7 +15,7 @@ from torch import nn
 from vrwkv.classification.config import Config
 from vrwkv.classification.data import create_eval_loader, create_train_loader, find_classes, split_folder
 from vrwkv.classification.evaluate import autocast, evaluate
-from vrwkv.classification.model import create_model, data_config_of, load_weights
+from vrwkv.classification.model import create_model, data_config_of
 from vrwkv.classification.recipe import create_loss, create_optimizer
 from vrwkv.runtime import checkpoint
 from vrwkv.runtime.errors import UserError
@@ -61,7 +61,7 @@ class Trainer:
         self.model_args = {**config.model.args, "num_classes": self._num_classes()}
         self.model = create_model(config.model.name, self.model_args, config.model.pretrained)
         if path := config.model.checkpoint:
-            load_weights(self.model, checkpoint.load(path), path, new_head=True)
+            checkpoint.load(self.model, checkpoint.read(path), path, new_head=True)
         if config.model.grad_checkpointing:
             self.model.set_grad_checkpointing(True)  # type: ignore[operator]
         self.model.to(world.device)
@@ -138,16 +138,16 @@ class Trainer:
         }
 
     def _restore(self, path: Path) -> None:
-        content = checkpoint.load(path)
+        content = checkpoint.read(path)
         if "optimizer" not in content:
             raise UserError(f"checkpoint {path} has no training state; model.checkpoint starts from its weights")
         if content["class_names"] != self.class_names:
             raise UserError(f"checkpoint {path} was trained on other classes than {self.config.data.root} has")
         if content["arch"] != self.config.model.name:
             raise UserError(f"checkpoint {path} holds {content['arch']}, not {self.config.model.name}")
-        load_weights(self.model, {"state_dict": content["state_dict"]}, path)
+        checkpoint.load(self.model, {"state_dict": content["state_dict"]}, path)
         if self.ema:
-            load_weights(self.ema.module, content, path)
+            checkpoint.load(self.ema.module, content, path)
         if (name := content["config"]["optim"]["name"]) != self.config.optim.name:
             raise UserError(f"checkpoint {path} holds the state of optimizer {name}, not {self.config.optim.name}")
         self.optimizer.load_state_dict(content["optimizer"])

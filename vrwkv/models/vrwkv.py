@@ -26,6 +26,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from vrwkv.layers import ChannelMix, SpatialMix, resize_pos_embed
+from vrwkv.runtime.checkpoint import convert_on_load, unwrap
 
 __all__ = ["VisionRWKV"]
 
@@ -189,6 +190,8 @@ class VisionRWKV(nn.Module):
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
         self.init_weights()
+        # Most loaders know of no filter: timm.create_model(checkpoint_path=...), mmengine, load_state_dict().
+        convert_on_load(self, checkpoint_filter_fn)
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -247,11 +250,6 @@ class VisionRWKV(nn.Module):
         with torch.no_grad():
             pos_embed = resize_pos_embed(self.pos_embed, old_grid, self.grid_size)
         self.pos_embed = nn.Parameter(pos_embed, self.pos_embed.requires_grad)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights of this class or of the authors, see :func:`checkpoint_filter_fn`."""
-        # timm.create_model(checkpoint_path=...) has no filter, so loading converts by itself.
-        return super().load_state_dict(checkpoint_filter_fn(state_dict, self), strict, assign)
 
     def forward_intermediates(
         self,
@@ -372,8 +370,8 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: VisionRWKV) -> di
     """Turn the content of a checkpoint into a state dict of ``model``.
 
     Args:
-        state_dict: what the authors published, as a whole or its ``state_dict`` or ``model`` entry, with or without the
-            classifier and the prefix ``backbone.``; or a state dict of this class, also of a wrapped model.
+        state_dict: what the authors published, as a whole or the weights in it, with or without the classifier and the
+            prefix ``backbone.``; or a state dict of this class, also of a wrapped model.
         model: the model to load it into; its position embedding says which grid is wanted.
 
     Returns:
@@ -382,8 +380,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: VisionRWKV) -> di
     Raises:
         ValueError: the position embedding must be resized, but its own grid is not known.
     """
-    for entry in ("state_dict", "model"):
-        state_dict = state_dict.get(entry, state_dict)
+    state_dict = unwrap(state_dict)
     published = any(name.endswith("patch_embed.projection.weight") for name in state_dict)
     converted = {}
     for name, tensor in clean_state_dict(dict(state_dict)).items():

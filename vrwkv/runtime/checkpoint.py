@@ -1,12 +1,20 @@
-"""Checkpoint files: written atomically, read without running code from them."""
+"""Checkpoint files: written atomically, read without running code from them, and loaded into models."""
 
+import functools
 import os
+import sys
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models import clean_state_dict
+from torch import Tensor, nn
 
 from vrwkv.runtime.errors import UserError, first_line
+
+FilterFn = Callable[[Mapping[str, Any], Any], dict[str, Tensor]]
+"""timm's `checkpoint_filter_fn(state_dict, model)`: the weights by the names of the model."""
 
 
 def save(state: dict[str, Any], path: Path) -> None:
@@ -28,8 +36,12 @@ def save(state: dict[str, Any], path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load(path: str | Path) -> dict[str, Any]:
+def read(path: str | Path, safe: Sequence[Any] = ()) -> dict[str, Any]:
     """The content of a checkpoint, tensors on the CPU; of a .safetensors file, only the weights.
+
+    Args:
+        path: The file.
+        safe: What may be in it beside what torch allows, see `torch.serialization.safe_globals`.
 
     Raises:
         UserError: the file is missing or no checkpoint.
@@ -41,7 +53,8 @@ def load(path: str | Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(safe)):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no checkpoint raise a dozen types
         raise UserError(f"{path} is not a checkpoint that can be read safely: {first_line(error)}") from error
     if not isinstance(content, dict):
@@ -49,16 +62,106 @@ def load(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def weights_of(content: dict[str, Any], path: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict in a checkpoint: the averaged weights where there are some; bare state dicts are fine.
+def unwrap(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict in a checkpoint, the averaged weights where there are some; or `content` where that is one."""
+    found = (content[key] for key in ("state_dict_ema", "state_dict", "model") if key in content)
+    return next((entry for entry in found if isinstance(entry, Mapping)), content)
+
+
+def convert_on_load(module: nn.Module, filter_fn: FilterFn) -> None:
+    """Let all that loads weights into `module`, alone or as a part of another, convert their names first.
+
+    Args:
+        module: It has the converted names.
+        filter_fn: Names of the module itself must pass unchanged.
+    """
+    module.register_load_state_dict_pre_hook(functools.partial(_convert, filter_fn))
+
+
+def _convert(filter_fn: FilterFn, module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    given = {name.removeprefix(prefix): state_dict.pop(name) for name in list(state_dict) if name.startswith(prefix)}
+    state_dict.update({prefix + name: tensor for name, tensor in filter_fn(given, module).items()})
+
+
+def load(
+    model: nn.Module,
+    content: Mapping[str, Any],
+    path: str | Path,
+    new_head: bool = False,
+    optional: Container[str] = (),
+    filter_fn: FilterFn | None = None,
+) -> None:
+    """Fills a model from the content of a checkpoint.
+
+    Args:
+        model: The model to fill.
+        content: The checkpoint, or a state dict.
+        path: Its file, for messages.
+        new_head: For fine-tuning: a timm model's classifier keeps its values where the checkpoint has none of its size.
+        optional: Names of parameters that keep their values where the checkpoint does not have them.
+        filter_fn: By default the `checkpoint_filter_fn` that timm's habit puts beside the class of the model.
 
     Raises:
-        UserError: there is none.
+        UserError: it holds no weights; some are missing, unexpected or of another shape.
     """
-    for key in ("state_dict_ema", "state_dict", "model"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    weights = unwrap(content)
+    if not weights or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):
         raise UserError(f"{path} is not a checkpoint: no state dict of tensors in it")
-    return content
+    filter_fn = filter_fn or getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    weights = _converted(clean_state_dict(dict(weights)), model, path, filter_fn)
+    own = model.state_dict()
+    kept = {name: own[name] for name in own if name in optional and name not in weights}
+    if new_head:
+        head = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
+        heads = tuple(f"{name}." for name in ([head] if isinstance(head, str) else head))
+        kept |= {
+            name: tensor
+            for name, tensor in own.items()
+            if name.startswith(heads) and (name not in weights or weights[name].shape != tensor.shape)
+        }
+    weights |= kept
+    compare(weights, own, path, type(model).__name__)
+    model.load_state_dict(weights)
+
+
+def _converted(
+    weights: dict[str, Tensor], model: nn.Module, path: str | Path, filter_fn: FilterFn | None
+) -> dict[str, Tensor]:
+    if filter_fn is None:
+        return weights
+    try:
+        return filter_fn(weights, model)
+    except ValueError as error:
+        raise UserError(f"checkpoint {path} does not fit {type(model).__name__}: {first_line(error)}") from error
+    except Exception:  # written for its own model's weights, it may fail with others: `compare` names those
+        return weights
+
+
+def compare(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path, kind: str) -> None:
+    """Checks that the weights of a checkpoint are those of a model.
+
+    Args:
+        weights: By the names of the model.
+        own: The state dict of the model.
+        path: The file, for messages.
+        kind: What the model is called in messages.
+
+    Raises:
+        UserError: names are missing, unexpected or of another shape.
+    """
+    problems = {
+        "missing": [name for name in own if name not in weights],
+        "unexpected": [name for name in weights if name not in own],
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} for {tuple(tensor.shape)}"
+            for name, tensor in own.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ],
+    }
+    found = [
+        f"{len(names)} {problem} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+        for problem, names in problems.items()
+        if names
+    ]
+    if found:
+        raise UserError(f"checkpoint {path} is of another model than {kind}: {'; '.join(found)}")

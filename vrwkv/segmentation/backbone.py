@@ -9,8 +9,9 @@ from mmengine.model import BaseModule
 from mmseg.models.necks import Feature2Pyramid
 from mmseg.registry import MODELS
 from timm.models import model_entrypoint
-from torch import Tensor, nn
+from torch import Tensor
 
+from vrwkv.runtime.checkpoint import convert_on_load
 from vrwkv.runtime.errors import nearest
 from vrwkv.segmentation.checkpoint import checkpoint_filter_fn, load_pretrained
 
@@ -58,8 +59,7 @@ class VRWKVBackbone(BaseModule):
         self.vrwkv.prune_intermediate_layers(1, prune_norm=not keep_norm)
         self.vrwkv.set_grad_checkpointing(with_cp)
         self.embed_dim: int = self.vrwkv.embed_dim
-        # Every loader, mmengine's included, takes the authors' names this way.
-        self.register_load_state_dict_pre_hook(_convert_state_dict)
+        convert_on_load(self, checkpoint_filter_fn)
 
     def init_weights(self) -> None:
         """Load the pretrained weights of `init_cfg`; everything else has its initial values from the constructor."""
@@ -85,12 +85,6 @@ class VRWKVBackbone(BaseModule):
     def forward_padded(self, x: Tensor) -> tuple[Tensor, ...]:
         """The four maps of images ``(B, 3, H, W)``, H and W multiples of 32."""
         raise NotImplementedError
-
-
-def _convert_state_dict(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    own = {name: state_dict.pop(name) for name in list(state_dict) if name.startswith(prefix)}
-    converted = checkpoint_filter_fn({name.removeprefix(prefix): tensor for name, tensor in own.items()}, module)
-    state_dict.update({prefix + name: tensor for name, tensor in converted.items()})
 
 
 @MODELS.register_module()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
@@ -37,15 +36,14 @@ _SAFE = [
 """What mmengine's training log in a checkpoint consists of, beside what torch allows by itself."""
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def read(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint, tensors on the CPU.
 
     Raises:
         UserError: the file is missing or no checkpoint, or it wants to run code.
     """
     try:
-        with torch.serialization.safe_globals(_SAFE):
-            return checkpoint.load(path)
+        return checkpoint.read(path, _SAFE)
     except UserError as error:
         if not isinstance(error.__cause__, pickle.UnpicklingError) or Path(path).stat().st_size == 0:
             raise
@@ -79,8 +77,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], backbone: nn.Module) -> 
     Returns:
         Parameters by the names of the backbone, without heads and without a final norm that it does not have.
     """
-    for entry in ("state_dict", "model"):
-        state_dict = state_dict.get(entry, state_dict)
+    state_dict = checkpoint.unwrap(state_dict)
     if any(name.startswith("backbone.") for name in state_dict):
         state_dict = {n.removeprefix("backbone."): t for n, t in state_dict.items() if n.startswith("backbone.")}
     model: Any = backbone.vrwkv
@@ -99,47 +96,28 @@ def load_pretrained(backbone: nn.Module, path: str | Path) -> None:
     Raises:
         UserError: no or bad checkpoint, or one of another model.
     """
-    weights = checkpoint_filter_fn(checkpoint.weights_of(load_checkpoint(path), path), backbone)
-    own = backbone.state_dict()
-    new = {name: own[name] for name in own if not name.startswith("vrwkv.") or ".gamma" in name}
-    _check(new | weights, own, path)
-    backbone.load_state_dict(new | weights)
+    own = [name for name in backbone.state_dict() if not name.startswith("vrwkv.") or ".gamma" in name]
+    checkpoint.load(backbone, read(path), path, optional=own, filter_fn=checkpoint_filter_fn)
 
 
-def load_weights(segmentor: Any, content: dict[str, Any], path: str | Path) -> None:
+def load_segmentor_weights(segmentor: Any, content: Mapping[str, Any], path: str | Path) -> None:
     """Fill a segmentor from the content of a checkpoint of mmengine, of mmseg 0.x or of the authors.
 
     Raises:
         UserError: the checkpoint is of another model or of another number of classes.
     """
-    weights = checkpoint.weights_of(content, path)
-    if "decode_head.conv_seg.weight" not in weights:
+    classifier = checkpoint.unwrap(content).get("decode_head.conv_seg.weight")
+    if not isinstance(classifier, Tensor):
         raise UserError(f"checkpoint {path} is of no segmentor: it has no decode_head.conv_seg.weight")
-    given, wanted = len(weights["decode_head.conv_seg.weight"]), segmentor.out_channels
-    if given != wanted:
-        raise UserError(f"checkpoint {path} has {given} classes, the config has {wanted}")
+    if len(classifier) != segmentor.out_channels:
+        raise UserError(f"checkpoint {path} has {len(classifier)} classes, the config has {segmentor.out_channels}")
+    checkpoint.load(segmentor, content, path, filter_fn=_segmentor_filter_fn)
+
+
+def _segmentor_filter_fn(state_dict: Mapping[str, Any], segmentor: nn.Module) -> dict[str, Tensor]:
+    weights = dict(state_dict)
     if hasattr(segmentor.backbone, "vrwkv"):
-        backbone = checkpoint_filter_fn(weights, segmentor.backbone)
+        backbone: Any = segmentor.backbone
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("backbone.")}
-        weights.update({f"backbone.{name}": tensor for name, tensor in backbone.items()})
-    _check(weights, segmentor.state_dict(), path)
-    segmentor.load_state_dict(weights)
-
-
-def _check(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> None:
-    problems = {
-        "missing": [name for name in own if name not in weights],
-        "unexpected": [name for name in weights if name not in own],
-        "of another shape": [
-            f"{name} {tuple(weights[name].shape)} for {tuple(tensor.shape)}"
-            for name, tensor in own.items()
-            if name in weights and weights[name].shape != tensor.shape
-        ],
-    }
-    found = [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
-        for kind, names in problems.items()
-        if names
-    ]
-    if found:
-        raise UserError(f"checkpoint {path} is of another model than the config: {'; '.join(found)}")
+        weights |= {f"backbone.{name}": t for name, t in checkpoint_filter_fn(state_dict, backbone).items()}
+    return weights

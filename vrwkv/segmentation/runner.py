@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
 
 from vrwkv.runtime.errors import UserError, first_line
-from vrwkv.segmentation.checkpoint import load_checkpoint, load_weights
+from vrwkv.segmentation.checkpoint import load_segmentor_weights, read
 from vrwkv.segmentation.config import check_data, load_config, loaders
 from vrwkv.segmentation.loading import load_strictly
 
@@ -47,7 +47,7 @@ def train(
         cfg.optim_wrapper.loss_scale = "dynamic"
     path = find_latest_checkpoint(cfg.work_dir) if resume in (None, "auto") else resume
     if resume and path:
-        if "optimizer" not in load_checkpoint(path):
+        if "optimizer" not in read(path):
             raise UserError(f"checkpoint {path} has no training state; load_from starts from its weights")
         cfg.load_from, cfg.resume = str(path), True
     elif path:
@@ -91,7 +91,7 @@ def test(
         model: Any = runner.model
         while hasattr(model, "module"):  # of DDP, of the average over flips and scales
             model = model.module
-        load_weights(model, load_checkpoint(checkpoint), checkpoint)
+        load_segmentor_weights(model, read(checkpoint), checkpoint)
         return {name: float(value) for name, value in runner.test().items()}
 
 
@@ -133,7 +133,7 @@ def _replace_sync_bn(settings: Any) -> None:
 
 def _build(cfg: Config) -> Runner:
     # mmengine would otherwise load unsafely what cannot be loaded safely.
-    CheckpointLoader.register_scheme("", lambda filename, map_location: load_checkpoint(filename), force=True)
+    CheckpointLoader.register_scheme("", lambda filename, map_location: read(filename), force=True)
     try:
         return Runner.from_cfg(cfg)
     except UserError:

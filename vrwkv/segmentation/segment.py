@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vrwkv.runtime.errors import UserError, first_line
 from vrwkv.runtime.images import open_image
 from vrwkv.runtime.processes import choose_device
-from vrwkv.segmentation.checkpoint import load_checkpoint, load_weights
+from vrwkv.segmentation.checkpoint import load_segmentor_weights, read
 from vrwkv.segmentation.config import dataset_meta, load_config
 
 MAX_ASPECT = 32  # beyond it, pictures are widened by repeating their border before they are segmented
@@ -59,12 +59,12 @@ def load_segmentor(
         UserError: config or checkpoint cannot be used, or do not fit each other.
     """
     cfg = load_config(config, options)
-    content = load_checkpoint(checkpoint)
+    content = read(checkpoint)
     try:
         model = init_model(cfg, device="cpu")
     except Exception as error:  # constructors have their own types
         raise UserError(f"the model of the config cannot be built: {first_line(error)}") from error
-    load_weights(model, content, checkpoint)
+    load_segmentor_weights(model, content, checkpoint)
     model.dataset_meta = dataset_meta(content.get("meta", {}), cfg, model.num_classes)
     return model.to(choose_device(device)).eval()
 
