@@ -1,0 +1,23 @@
+"""Pictures of what a model looks at; needs matplotlib, the extra `vrwkv[visualize]`."""
+
+from vrwkv.runtime.errors import MissingExtra
+
+try:
+    import matplotlib as _matplotlib  # noqa: F401
+except ImportError as error:
+    raise MissingExtra(f"vrwkv.visualize needs matplotlib ({error}): pip install 'vrwkv[visualize]'") from error
+
+from vrwkv.visualize.draw import draw_decays, draw_gathering, draw_receptive_field
+from vrwkv.visualize.files import visualize
+from vrwkv.visualize.measure import area_holding, effective_receptive_field, gathered_shares, spatial_mixes
+
+__all__ = [
+    "area_holding",
+    "draw_decays",
+    "draw_gathering",
+    "draw_receptive_field",
+    "effective_receptive_field",
+    "gathered_shares",
+    "spatial_mixes",
+    "visualize",
+]

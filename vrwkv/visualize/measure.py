@@ -1,0 +1,102 @@
+"""What a model's features depend on: measured, nothing is drawn here."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vrwkv.layers import SpatialMix
+from vrwkv.ops import bi_wkv
+
+
+def effective_receptive_field(model: nn.Module, images: Tensor, probes: int = 4) -> Tensor:
+    """How much the last block's feature of the central token depends on each pixel.
+
+    The gradient of the feature on the input as in Luo et al. (arXiv 1701.04128), as the root mean square over pictures
+    of all entries of the Jacobian: its square sums are estimated with random signs. A plain sum over channels, the
+    usual choice, would be blind here: what a LayerNorm returns sums to a constant.
+
+    Args:
+        model: a timm model with `forward_intermediates`, in evaluation mode.
+        images: what the model is given, ``(B, C, H, W)``.
+        probes: random vectors of signs for each picture.
+
+    Returns:
+        ``(H, W)``, fp32, not negative, in units of features per unit of normalised input.
+    """
+    generator = torch.Generator().manual_seed(0)
+    total = torch.zeros(images.shape[-2:])
+    for image in images.split(1):
+        with torch.enable_grad():
+            pixels = image.detach().clone().requires_grad_()
+            maps: Any = model.forward_intermediates(pixels, indices=1, intermediates_only=True)  # type: ignore[operator]
+            height, width = maps[-1].shape[-2:]
+            feature = maps[-1][0, :, height // 2, width // 2]  # (C',)
+            for probe in range(probes):
+                signs = torch.randint(2, feature.shape, generator=generator).to(feature) * 2 - 1
+                (grad,) = torch.autograd.grad(feature @ signs, pixels, retain_graph=probe + 1 < probes)
+                total += grad[0].square().sum(0).float().cpu()
+    return (total / (probes * len(images))).sqrt()
+
+
+def area_holding(field: Tensor, share: float) -> float:
+    """The smallest part of the area, 0 to 1, that holds ``share`` of the sum of ``field (H, W)``."""
+    values = field.flatten().double().sort(descending=True).values.cumsum(0)
+    return (int((values < share * values[-1]).sum()) + 1) / len(values)
+
+
+def spatial_mixes(model: nn.Module) -> list[SpatialMix]:
+    """The layers of a model that gather tokens by Bi-WKV, from first to last.
+
+    Raises:
+        ValueError: there are none.
+    """
+    mixes = [module for module in model.modules() if isinstance(module, SpatialMix)]
+    if not mixes:
+        raise ValueError(f"a model with Bi-WKV layers is required, {type(model).__name__} has none")
+    return mixes
+
+
+@torch.no_grad()
+def gathered_shares(model: nn.Module, images: Tensor, at: tuple[float, float] | None = None) -> list[Tensor]:
+    """The weights with which Bi-WKV gathers the values of all tokens into one token, or into the mean over tokens.
+
+    Bi-WKV is linear in the values, and its weights (arXiv 2403.02308, equation 4) are the gradient of what comes out:
+    one backward pass makes a whole row of them, or the mean of all rows, at a cost linear in the tokens.
+
+    Args:
+        model: with Bi-WKV layers, in evaluation mode.
+        images: what the model is given, ``(B, C, H, W)``.
+        at: where the token lies, from the top and from the left, as parts of height and width in [0, 1); ``None`` for
+            the mean over all tokens.
+
+    Returns:
+        For each layer weights ``(B, H', W', C)`` on the grid of patches; over the grid they sum to 1.
+
+    Raises:
+        ValueError: there are no such layers, or ``at`` lies outside.
+    """
+    if at is not None and not all(0 <= each < 1 for each in at):
+        raise ValueError(f"a place must lie in [0, 1) of the height and the width, got {at}")
+    mixes = spatial_mixes(model)
+    keys: dict[nn.Module, Tensor] = {}
+    grids: list[tuple[int, int]] = []
+    hooks = [mix.key.register_forward_hook(lambda module, _, output: keys.update({module: output})) for mix in mixes]
+    hooks.append(mixes[0].register_forward_pre_hook(lambda _, args: grids.append(args[1])))
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    height, width = grids[0]
+    token = None if at is None else int(at[0] * height) * width + int(at[1] * width)
+    return [_shares(mix, keys[mix.key], token).unflatten(1, (height, width)) for mix in mixes]
+
+
+def _shares(mix: SpatialMix, k: Tensor, token: int | None) -> Tensor:
+    """Weights ``(B, T, C)`` of the tokens in one token, or in the mean, for keys ``k (B, T, C)``."""
+    tokens = k.shape[1]
+    with torch.enable_grad():
+        v = torch.zeros_like(k, dtype=torch.float32).requires_grad_()
+        y = bi_wkv(mix.spatial_decay / tokens, mix.spatial_first / tokens, k.to(v.dtype), v)  # (B, T, C)
+        return torch.autograd.grad((y.mean(1) if token is None else y[:, token]).sum(), v)[0]
