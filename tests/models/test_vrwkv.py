@@ -347,7 +347,8 @@ def test_layer_groups() -> None:
     model = create(head_hidden_size=24)
     groups = group_parameters(model, model.group_matcher())
     names = [{name.split(".")[0] for name in groups[i]} for i in sorted(groups)]
-    assert names == [{"pos_embed", "patch_embed", "ln0"}, *[{"blocks"}] * 2, {"blocks", "norm"}, {"pre_logits", "head"}]
+    stem, blocks, head = {"pos_embed", "patch_embed"}, {"blocks"}, {"pre_logits", "head"}
+    assert names == [stem, blocks | {"ln0"}, blocks, blocks | {"norm"}, head]
     assert {name.split(".")[1] for name in groups[2]} == {"1"}
 
 

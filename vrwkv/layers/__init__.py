@@ -3,12 +3,14 @@
 from timm.layers import register_notrace_function
 
 from vrwkv.layers.autocast import autocast_input
+from vrwkv.layers.block import Block
 from vrwkv.layers.channel_mix import ChannelMix
+from vrwkv.layers.mix import Mix
 from vrwkv.layers.pos_embed import resize_pos_embed
 from vrwkv.layers.spatial_mix import SpatialMix
 from vrwkv.ops import bi_wkv, q_shift_mix, sigmoid_gate, squared_relu
 
-__all__ = ["ChannelMix", "SpatialMix", "resize_pos_embed"]
+__all__ = ["Block", "ChannelMix", "Mix", "SpatialMix", "resize_pos_embed"]
 
 # What these do depends on shapes, so FX tracing must take each as one node.
 for _function in (autocast_input, bi_wkv, q_shift_mix, sigmoid_gate, squared_relu, resize_pos_embed):

@@ -4,24 +4,22 @@ import torch
 from torch import Tensor, nn
 
 from vrwkv.layers.autocast import autocast_input
+from vrwkv.layers.mix import Mix
 from vrwkv.layers.recompute import recomputed
-from vrwkv.ops import q_shift_mix, sigmoid_gate, squared_relu
+from vrwkv.ops import sigmoid_gate, squared_relu
 
 PIECE = 4096
 """Tokens whose hidden values are held at a time where no gradient is wanted."""
 
 
-class ChannelMix(nn.Module):
+class ChannelMix(Mix):
     """``sigmoid(receptance(xr)) * value(relu(key(xk))^2)`` on shifted and mixed tokens.
 
     Args:
         dim: channels C.
         hidden_dim: width of the MLP.
-        layer_index: place of the block in the model, from 0; it sets the initial values.
-        depth: number of blocks.
+        layer_index, depth, shift_pixel, channel_gamma: see :class:`Mix`.
         key_norm: apply a LayerNorm to the hidden values.
-        shift_pixel: distance of the Q-Shift in patches.
-        channel_gamma: share of the channels that Q-Shift moves in each direction.
     """
 
     def __init__(
@@ -34,12 +32,7 @@ class ChannelMix(nn.Module):
         shift_pixel: int = 1,
         channel_gamma: float = 1 / 4,
     ) -> None:
-        super().__init__()
-        self.layer_index = layer_index
-        self.depth = depth
-        self.shift_pixel = shift_pixel
-        self.channel_gamma = channel_gamma
-
+        super().__init__(layer_index, depth, shift_pixel, channel_gamma)
         self.spatial_mix_k = nn.Parameter(torch.empty(dim))
         self.spatial_mix_r = nn.Parameter(torch.empty(dim))
         self.key = nn.Linear(dim, hidden_dim, bias=False)
@@ -52,17 +45,13 @@ class ChannelMix(nn.Module):
     def reset_parameters(self) -> None:
         """Set the initial mixes, which vary over channels and with the depth of the layer."""
         dim = self.spatial_mix_k.numel()
-        mix = (torch.arange(dim, dtype=torch.float64) / dim) ** (1 - self.layer_index / self.depth)
+        mix = (torch.arange(dim, dtype=torch.float64) / dim) ** self.falling
         self.spatial_mix_k.copy_(mix)
         self.spatial_mix_r.copy_(mix)
 
     def forward(self, x: Tensor, patch_resolution: tuple[int, int]) -> Tensor:
         """Mix the channels of ``x (B, T, C)`` on an ``(H, W)`` grid; returns ``(B, T, C)``."""
-
-        def shift(x: Tensor, *mixes: Tensor) -> tuple[Tensor, ...]:
-            return q_shift_mix(x, mixes, patch_resolution, self.shift_pixel, self.channel_gamma)
-
-        x = autocast_input(x)
+        x, shift = autocast_input(x), self.shift_on(patch_resolution)
         if self._in_pieces(x):
             xk, xr = shift(x, self.spatial_mix_k, self.spatial_mix_r)
             y = torch.cat([self._value(self.key(piece)) for piece in xk.split(PIECE, dim=1)], dim=1)

@@ -1,4 +1,11 @@
-"""Activations that the backward pass computes again, where keeping them would cost more memory than it saves time."""
+"""Activations that the backward pass computes again, where keeping them would cost more memory than it saves time.
+
+A matrix product keeps its input for the backward pass. Where that is the result of a cheap function, hooks on what
+autograd saves put a recipe in its place: the function, its inputs, which view of which result is meant. The backward
+pass calls the function again when it unpacks the first such view. The inputs stay in a node of autograd, so that
+checkpoints see them and in-place changes are found. A block of VRWKV keeps 15 tensors of the size of its tokens,
+(B, T, C), instead of 20, and shifts them once more for each mix.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

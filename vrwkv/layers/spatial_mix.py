@@ -6,22 +6,20 @@ import torch
 from torch import Tensor, nn
 
 from vrwkv.layers.autocast import autocast_input
+from vrwkv.layers.mix import Mix
 from vrwkv.layers.recompute import recomputed
-from vrwkv.ops import bi_wkv, q_shift_mix, sigmoid_gate
+from vrwkv.ops import bi_wkv, sigmoid_gate
 
 
-class SpatialMix(nn.Module):
+class SpatialMix(Mix):
     """Bi-WKV over all tokens, gated by the receptance.
 
     The decay and the bonus are divided by the number of tokens, so that they mean the same at every image size.
 
     Args:
         dim: channels C.
-        layer_index: place of the block in the model, from 0; it sets the initial values.
-        depth: number of blocks.
+        layer_index, depth, shift_pixel, channel_gamma: see :class:`Mix`.
         key_norm: apply a LayerNorm to the output of Bi-WKV (named as in the published weights).
-        shift_pixel: distance of the Q-Shift in patches.
-        channel_gamma: share of the channels that Q-Shift moves in each direction.
     """
 
     def __init__(
@@ -33,12 +31,7 @@ class SpatialMix(nn.Module):
         shift_pixel: int = 1,
         channel_gamma: float = 1 / 4,
     ) -> None:
-        super().__init__()
-        self.layer_index = layer_index
-        self.depth = depth
-        self.shift_pixel = shift_pixel
-        self.channel_gamma = channel_gamma
-
+        super().__init__(layer_index, depth, shift_pixel, channel_gamma)
         self.spatial_decay = nn.Parameter(torch.empty(dim))
         self.spatial_first = nn.Parameter(torch.empty(dim))
         self.spatial_mix_k = nn.Parameter(torch.empty(dim))
@@ -56,23 +49,17 @@ class SpatialMix(nn.Module):
         """Set the initial decay, bonus and mixes, which vary over channels and with the depth of the layer."""
         dim = self.spatial_decay.numel()
         channel = torch.arange(dim, dtype=torch.float64)
-        rising = self.layer_index / max(self.depth - 1, 1)  # 0 in the first layer, 1 in the last
-        falling = 1 - self.layer_index / self.depth
-        mix = (channel / dim) ** falling
-        self.spatial_decay.copy_(-5 + 8 * (channel / max(dim - 1, 1)) ** (0.7 + 1.3 * rising))
+        mix = (channel / dim) ** self.falling
+        self.spatial_decay.copy_(-5 + 8 * (channel / max(dim - 1, 1)) ** (0.7 + 1.3 * self.rising))
         self.spatial_first.copy_(math.log(0.3) + 0.5 * ((channel + 1) % 3 - 1))
         self.spatial_mix_k.copy_(mix)
-        self.spatial_mix_v.copy_(mix + 0.3 * rising)
+        self.spatial_mix_v.copy_(mix + 0.3 * self.rising)
         self.spatial_mix_r.copy_(mix**0.5)
 
     def forward(self, x: Tensor, patch_resolution: tuple[int, int]) -> Tensor:
         """Mix the tokens ``x (B, T, C)`` of an ``(H, W)`` grid; returns ``(B, T, C)``."""
         tokens = x.shape[1]
-
-        def shift(x: Tensor, *mixes: Tensor) -> tuple[Tensor, ...]:
-            return q_shift_mix(x, mixes, patch_resolution, self.shift_pixel, self.channel_gamma)
-
-        x = autocast_input(x)
+        x, shift = autocast_input(x), self.shift_on(patch_resolution)
         with recomputed(shift, x, self.spatial_mix_k, self.spatial_mix_v, self.spatial_mix_r) as (xk, xv, xr):
             k, v, r = self.key(xk), self.value(xv), self.receptance(xr)
         del xk, xv, xr  # their memory serves what follows

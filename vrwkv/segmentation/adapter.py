@@ -7,10 +7,8 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmseg.registry import MODELS
-from timm.models import checkpoint
 from torch import Tensor, nn
 
-from vrwkv.layers import resize_pos_embed
 from vrwkv.segmentation.backbone import STRIDES, VRWKVBackbone
 from vrwkv.segmentation.interaction import Interaction, SpatialPrior
 
@@ -76,9 +74,7 @@ class VRWKVAdapter(VRWKVBackbone):
         tokens = [level.flatten(2).transpose(1, 2) for level in levels]
         c = torch.cat([y + embed for y, embed in zip(tokens, self.level_embed, strict=True)], dim=1)  # (B, P, C)
 
-        grid = shapes[1]
-        x = self.vrwkv.patch_embed(x).flatten(1, 2)  # (B, T, C)
-        x = x + resize_pos_embed(self.vrwkv.pos_embed, self.vrwkv.grid_size, grid)
+        x, grid = self.vrwkv.embed(x)  # (B, T, C)
         outputs: list[Tensor] = []
         interaction: Any
         for group, interaction in zip(self.groups, self.interactions, strict=True):
@@ -86,7 +82,7 @@ class VRWKVAdapter(VRWKVBackbone):
             if not outputs:
                 x = self.vrwkv.ln0(x)  # a part of the first block in the authors' models, so after the injector
             for i in group:
-                x = self._run_block(self.vrwkv.blocks[i], x, grid)
+                x = self.vrwkv.run_block(i, x, grid)
             c = interaction.extract(x, c, shapes)
             outputs.append(x.transpose(1, 2).unflatten(2, grid))  # (B, C, H / 16, W / 16)
 
@@ -95,8 +91,3 @@ class VRWKVAdapter(VRWKVBackbone):
         maps = (c1 + self.up(c2), c2, c3, c4)
         resized = (F.interpolate(y, size=m.shape[2:], mode="bilinear") for y, m in zip(outputs, maps, strict=True))
         return tuple(norm(m + y) for norm, m, y in zip(self.norms, maps, resized, strict=True))
-
-    def _run_block(self, block: nn.Module, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        if self.vrwkv.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, grid)
-        return block(x, grid)

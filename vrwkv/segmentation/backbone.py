@@ -11,6 +11,7 @@ from mmseg.registry import MODELS
 from timm.models import model_entrypoint
 from torch import Tensor
 
+from vrwkv.models import VisionRWKVBase
 from vrwkv.runtime.checkpoint import convert_on_load
 from vrwkv.runtime.errors import nearest
 from vrwkv.segmentation.checkpoint import checkpoint_filter_fn, load_pretrained
@@ -24,7 +25,8 @@ def create_vrwkv(name: str, args: Mapping[str, Any] | None) -> Any:
     Raises:
         ValueError: the name is none of ours, or the patches are not 16 pixels wide and high.
     """
-    ours = [model for model in timm.list_models() if model_entrypoint(model).__module__.startswith("vrwkv.")]
+    families = {model_cls.__module__ for model_cls in VisionRWKVBase.__subclasses__()}
+    ours = [model for model in timm.list_models() if model_entrypoint(model).__module__ in families]
     if name.partition(".")[0] not in ours:
         raise ValueError(f"model must be one of {', '.join(ours)}; got {name!r}{nearest(name, ours)}")
     model: Any = timm.create_model(name, num_classes=0, **(args or {}))

@@ -2,7 +2,6 @@
 
 import pickle
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
+from vrwkv import models
 from vrwkv.runtime import checkpoint
 from vrwkv.runtime.errors import UserError
 
@@ -81,11 +81,10 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], backbone: nn.Module) -> 
     if any(name.startswith("backbone.") for name in state_dict):
         state_dict = {n.removeprefix("backbone."): t for n, t in state_dict.items() if n.startswith("backbone.")}
     model: Any = backbone.vrwkv
-    convert = sys.modules[type(model).__module__].checkpoint_filter_fn
     rest = {n.removeprefix("vrwkv."): t for n, t in state_dict.items() if not _ADAPTER.match(n)}
     unused = ("head.", "pre_logits.", *(("norm.",) if isinstance(model.norm, nn.Identity) else ()))
     return {
-        **{f"vrwkv.{n}": t for n, t in convert(rest, model).items() if not n.startswith(unused)},
+        **{f"vrwkv.{n}": t for n, t in models.checkpoint_filter_fn(rest, model).items() if not n.startswith(unused)},
         **{_adapter_name(n): t for n, t in state_dict.items() if _ADAPTER.match(n)},
     }
 

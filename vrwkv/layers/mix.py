@@ -1,0 +1,47 @@
+"""What the mixes of all families share: their place in the model, their Q-Shift, and what of them must not decay."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vrwkv.ops import q_shift_mix
+
+torch.fx.wrap("q_shift_mix")  # tracers look for functions to wrap beside `forward`, not beside what that calls
+
+
+class Mix(nn.Module):
+    """A spatial or channel mix. Parameters of its own are decays, bonuses and mixes; matrices and norms are modules.
+
+    Args:
+        layer_index: place of the block in the model, from 0; it sets the initial values.
+        depth: number of blocks.
+        shift_pixel: distance of the Q-Shift in patches.
+        channel_gamma: share of the channels that Q-Shift moves in each direction.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(self, layer_index: int, depth: int, shift_pixel: int = 1, channel_gamma: float = 1 / 4) -> None:
+        super().__init__()
+        if shift_pixel < 0:
+            raise ValueError(f"shift_pixel must be >= 0, got {shift_pixel}")
+        if not 0 <= channel_gamma <= 0.25:
+            raise ValueError(f"channel_gamma must lie in [0, 1/4], four groups share the channels, got {channel_gamma}")
+        self.rising = layer_index / max(depth - 1, 1)  # 0 in the first layer, 1 in the last
+        self.falling = 1 - layer_index / depth
+        self.shift_pixel = shift_pixel
+        self.channel_gamma = channel_gamma
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that should not decay."""
+        return {name for name, _ in self.named_parameters(recurse=False)}
+
+    def shift_on(self, patch_resolution: tuple[int, int]) -> Callable[..., tuple[Tensor, ...]]:
+        """Q-Shift on an ``(H, W)`` grid, as a function from tokens ``(B, T, C)`` and mixes ``(C,)`` to mixed tokens."""
+
+        def shift(x: Tensor, *mixes: Tensor) -> tuple[Tensor, ...]:
+            return q_shift_mix(x, mixes, patch_resolution, self.shift_pixel, self.channel_gamma)
+
+        return shift
