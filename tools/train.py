@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vrwkv.classification.config import load_config
-from vrwkv.classification.train import train
+from vrwkv.classification.config import Config
+from vrwkv.classification.task import train
+from vrwkv.runtime.config import load_config
 from vrwkv.runtime.errors import command_line
 from vrwkv.runtime.processes import is_primary
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="go on from a checkpoint; auto (the default) takes last.pth in the output folder, if there is one",
     )
     args = parser.parse_args(argv)
-    config = load_config(args.config, args.set)
+    config = load_config(Config, args.config, args.set)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     try:
         best = train(config, args.resume)

@@ -10,10 +10,9 @@ import sys
 import typing
 from collections.abc import Sequence
 
-from vrwkv.classification.config import Amp
 from vrwkv.classification.evaluate import validate
 from vrwkv.runtime.errors import command_line
-from vrwkv.runtime.processes import is_primary
+from vrwkv.runtime.processes import Amp, is_primary
 
 
 @command_line

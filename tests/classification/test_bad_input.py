@@ -8,6 +8,8 @@ import timm
 import torch
 from support.colours import picture, write_images
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 @pytest.fixture
 def own_data(tmp_path):
@@ -21,24 +23,24 @@ def own_data(tmp_path):
         ("optim.lrr=1", "unknown config key 'optim.lrr'; nearest: optim.lr"),
         ("lr=1", "unknown config key 'lr'; nearest: optim.lr"),
         ("data.roots=x", "unknown config key 'data.roots'; nearest: data.root"),
-        ("seed.x=1", "config key seed must be int, not {'x': 1} (dict)"),
-        ("epochs=many", "config key epochs must be int, not 'many' (str)"),
-        ("epochs=0", "config key epochs must be at least 1, not 0"),
-        ("data.workers=true", "config key data.workers must be int, not True (bool)"),
-        ("optim.lr=fast", "config key optim.lr must be float, not 'fast' (str)"),
-        ("augment.scale=[1, x]", "config key augment.scale[1] must be float, not 'x' (str)"),
-        ("amp=float8", "config key amp must be one of none, bfloat16, float16, not 'float8'"),
-        ("model=vit", "config key model must be a mapping, not 'vit'"),
+        ("seed.x=1", "config key seed must be a valid integer, not {'x': 1}"),
+        ("epochs=many", "config key epochs must be a valid integer, not 'many'"),
+        ("epochs=0", "config key epochs must be greater than or equal to 1, not 0"),
+        ("data.workers=true", "config key data.workers must be a valid integer, not True"),
+        ("optim.lr=fast", "config key optim.lr must be a valid number, not 'fast'"),
+        ("augment.scale=[1, x]", "config key augment.scale[1] must be a valid number, not 'x'"),
+        ("amp=float8", "config key amp must be 'none', 'bfloat16' or 'float16', not 'float8'"),
+        ("model=vit", "config key model must be a valid dictionary, not 'vit'"),
         ("epochs", "--set takes key=value, not 'epochs'"),
         ("epochs=[", "the value is not YAML"),
         ("model.name=test_vrwkw", "unknown model 'test_vrwkw'; nearest: test_vrwkv"),
         ("model.args.depht=2", "unexpected keyword argument 'depht'"),
         ("model.args.num_classes=4", "model.args.num_classes is 4"),
         ("model.checkpoint=absent.pth", "checkpoint absent.pth does not exist"),
-        ("optim.name=adamv", "optim or schedule cannot be used"),
-        ("schedule.name=cosin", "optim or schedule cannot be used"),
+        ("optim.name=adamv", "config key optim.name must be an optimizer of timm, not 'adamv'; nearest: adam, "),
+        ("schedule.name=cosin", "config key schedule.name must be 'cosine', "),
         ("device=gpu", "device 'gpu' cannot be used"),
-        ("data.batch_size=64", "36 training pictures are less than the 64 of one update"),
+        ("data.batch_size=64", "the training data fill batches of 0 samples; one update needs 64"),
         ("data.root=absent", "no data root absent"),
         ("data.val_split=dev", "has no folder 'dev'"),
     ],
@@ -54,9 +56,13 @@ def test_settings(setting, expected, tmp_path, train, train_args, error):
         ("a: [", "is not YAML"),
         ("just words", "must be a mapping"),
         ("epochs: 1", "config key 'output' is missing"),
+        ("epochs: 1\nepochs: 2", "key 'epochs' stands twice"),
         (
-            "{output: o, epochs: 1, model: {}, data: {}, optim: {}}",
-            "'model.name' is missing",
+            "{output: o, epochs: 0, model: {name: x}, data: {}, optim: {lr: 1e-3, lrr: 1}}",
+            "error: config key epochs must be greater than or equal to 1, not 0\n"
+            "error: unknown config key 'optim.lrr'; nearest: optim.lr, optim, optim.clip_grad\n"
+            "error: config key 'data.root' is missing\n"
+            "error: config key 'data.batch_size' is missing",
         ),
     ],
 )
@@ -108,17 +114,27 @@ def test_earlier_run_is_not_overwritten(run, train, train_args, error):
     assert (run / "last.pth").read_bytes() == before
 
 
-def test_resume_from_other_model(run, tmp_path, train, train_args, error):
-    argv = [*train_args(tmp_path, "model.args.embed_dim=40"), "--resume", str(run / "last.pth")]
-    message = error(train, argv)
-    assert f"checkpoint {run / 'last.pth'} is of another model than" in message
-    assert "of another shape (" in message
-    assert "missing" not in message
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("model.args.embed_dim=40", "model.args was {"),
+        ("model.name=test_vit", "model.name was 'test_vrwkv', is 'test_vit'"),
+        ("optim.weight_decay=0.1", "optim.weight_decay was 0.05, is 0.1"),
+        ("data.batch_size=4", "data.batch_size was 8, is 4"),
+        ("data.crop_pct=0.5", "data.crop_pct was None, is 0.5"),
+    ],
+)
+def test_resume_with_another_config(setting, expected, run, tmp_path, train, train_args, error):
+    message = error(train, [*train_args(tmp_path / "output", setting), "--resume", str(run / "last.pth")])
+    assert f"checkpoint {run / 'last.pth'} is of another run: {expected}" in message
+    assert not (tmp_path / "output").exists()
 
 
-def test_resume_with_other_optimizer(run, tmp_path, train, train_args, error):
-    argv = [*train_args(tmp_path, "optim.name=sgd", "epochs=3"), "--resume", str(run / "last.pth")]
-    assert "holds the state of optimizer adamw, not sgd" in error(train, argv)
+def test_resume_with_other_classes(run, own_data, tmp_path, train, train_args, error):
+    for split in ("train", "val"):
+        (own_data / split / "red").rename(own_data / split / "rot")
+    argv = [*train_args(tmp_path / "output", f"data.root={own_data}"), "--resume", str(run / "last.pth")]
+    assert f"checkpoint {run / 'last.pth'} is of another run: class_names" in error(train, argv)
 
 
 def test_resume_without_training_state(tmp_path, train, train_args, error):

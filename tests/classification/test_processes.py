@@ -8,30 +8,26 @@ import sys
 
 import pytest
 import torch
+from support.ranks import Forked
 from support.scripts import REPOSITORY
 
 from vrwkv.classification import validate
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_interrupted_training_goes_on(name, tmp_path, train, train_args, subprocess_environment):
+def test_interrupted_training_goes_on(name, tmp_path, train, train_args):
     """The signal goes to the whole process group, loader workers included, as a terminal or a job manager sends it."""
-    argv = train_args(tmp_path, "epochs=1000", "data.workers=1")
-    process = subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "tools" / "train.py"), *argv],
-        env=subprocess_environment,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = Forked(lambda: train(train_args(tmp_path, "epochs=1000", "data.workers=1")))
     seen = []
     for line in process.stderr:
         seen.append(line)
         if line.startswith("epoch 2/"):
             os.killpg(process.pid, getattr(signal, name))
             break
-    text = "".join(seen) + process.communicate(timeout=60)[1]
-    assert process.returncode == 130, text
+    text = "".join(seen) + process.stderr.read()
+    assert process.wait() == 130, text
     assert "Traceback" not in text
     assert "--resume" in text.splitlines()[-1]
     done = torch.load(tmp_path / "last.pth", weights_only=True)["epoch"]

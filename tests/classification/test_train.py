@@ -7,6 +7,8 @@ import pytest
 import timm
 import torch
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 def load(path: Path) -> dict:
     return torch.load(path, weights_only=True)
@@ -65,7 +67,7 @@ def test_resumed_run_equals_unbroken_run(workers, tmp_path, train, train_args):
     ]
     assert train(train_args(tmp_path / "unbroken", *settings)) == 0
 
-    from vrwkv.classification.train import Trainer
+    from vrwkv.runtime.trainer import Trainer
 
     write, written = Trainer._write, []
 

@@ -1,8 +1,9 @@
-"""The processes that torchrun starts, forked: without a minute of imports, and with whatever the test has changed."""
+"""Processes that a test forks: they start at once, without imports, and with whatever the test has changed."""
 
 import multiprocessing
 import os
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -48,3 +49,33 @@ def _call(function: Callable[[], Any], environment: dict[str, Any], sender: Any)
     finally:
         sender.close()
         os._exit(0)
+
+
+class Forked:
+    """A process group of its own that calls `function` and exits with what it returns, its stderr in a pipe."""
+
+    def __init__(self, function: Callable[[], int]) -> None:
+        read, write = os.pipe()
+        self.process = multiprocessing.get_context("fork").Process(target=self._run, args=(function, write))
+        self.process.start()
+        self.pid = self.process.pid
+        os.close(write)
+        self.stderr = os.fdopen(read)
+
+    @staticmethod
+    def _run(function: Callable[[], int], write: int) -> None:
+        os.setsid()
+        os.dup2(write, 2)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        code = 1
+        try:
+            code = function()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def wait(self, timeout: float = 60) -> int | None:
+        """The exit code: minus the number of the signal that ended it."""
+        self.process.join(timeout)
+        return self.process.exitcode

@@ -6,17 +6,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from vrwkv.classification.config import Amp
 from vrwkv.classification.data import create_eval_loader, find_classes, share_of, split_folder
 from vrwkv.classification.model import load_classifier
 from vrwkv.runtime.errors import UserError
-from vrwkv.runtime.processes import World, join_world
-from vrwkv.runtime.progress import Meters, Progress
+from vrwkv.runtime.processes import Amp, World, autocast, join_world
+from vrwkv.runtime.progress import Measure, Meters, Progress
+
+MEASURES = (
+    Measure("loss", "loss"),
+    Measure("top1", "accuracy", percent=True, higher_is_better=True),
+    Measure("top5", percent=True, higher_is_better=True),
+)
 
 
-def autocast(world: World, amp: Amp) -> torch.autocast:
-    """The context that runs a forward pass in `amp`."""
-    return torch.autocast(world.device.type, getattr(torch, amp) if amp != "none" else None, enabled=amp != "none")
+def right_answers(logits: torch.Tensor, classes: torch.Tensor) -> dict[str, torch.Tensor]:
+    """How many of `logits` (B, classes) have their class (B,) first, and among the first five."""
+    best = logits.detach().topk(min(5, logits.shape[1])).indices  # (B, 5)
+    right = best == classes[:, None]
+    return {"top1": right[:, 0].sum(), "top5": right.sum()}
 
 
 @torch.inference_mode()
@@ -27,7 +34,7 @@ def evaluate(model: nn.Module, loader: Any, world: World, amp: Amp = "none", tit
         loss (mean cross-entropy), top1 and top5 (percent), images_per_second.
     """
     model.eval()
-    meters = Meters(world)
+    meters = Meters(MEASURES, world)
     left = share_of(loader.dataset, world)
     with Progress(title, len(loader), loader.loader.batch_size, world) as progress:
         for images, target in loader:
@@ -36,7 +43,8 @@ def evaluate(model: nn.Module, loader: Any, world: World, amp: Amp = "none", tit
             logits, target = logits[:left].float(), target[:left]  # behind the share lies padding
             left -= len(logits)
             if len(logits):
-                meters.update(nn.functional.cross_entropy(logits, target), logits, target)
+                loss = nn.functional.cross_entropy(logits, target, reduction="sum")
+                meters.update({"loss": loss, **right_answers(logits, target)}, len(logits))
             progress.step(meters)
         meters.reduce()
         return {**meters.values(), "images_per_second": progress.images_per_second}

@@ -1,1 +1,1 @@
-"""What every kind of run shares: errors, pictures, checkpoint files, processes, progress."""
+"""What every kind of run shares: errors, pictures, checkpoints, configuration, processes, progress, training loop."""

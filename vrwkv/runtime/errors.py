@@ -9,7 +9,7 @@ Main = Callable[..., int]  # takes argv: Sequence[str] | None = None
 
 
 class UserError(Exception):
-    """Bad input: the message says what was required and what was given, on one line."""
+    """Bad input: the message says what was required and what was given, on one line for each thing to mend."""
 
 
 class MissingExtra(UserError, ImportError):
@@ -28,7 +28,7 @@ def nearest(name: str, options: Iterable[str]) -> str:
 
 
 def command_line(main: Main) -> Main:
-    """Wraps a script's `main(argv)`: a UserError becomes `error: ...` and 1, Ctrl-C becomes 130; no traceback."""
+    """Wraps a script's `main(argv)`: each line of a UserError becomes `error: ...`, and 1; Ctrl-C becomes 130."""
 
     @functools.wraps(main)
     def wrapper(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +36,8 @@ def command_line(main: Main) -> Main:
             return main(argv)
         except UserError as error:
             # A DataLoader worker puts its traceback before the message.
-            print(f"error: {str(error).rpartition('UserError: ')[2].strip()}", file=sys.stderr)
+            for line in str(error).rpartition("UserError: ")[2].strip().splitlines():
+                print(f"error: {line}", file=sys.stderr)
             return 1
         except KeyboardInterrupt as error:
             print(str(error) or "interrupted", file=sys.stderr)

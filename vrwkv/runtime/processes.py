@@ -3,13 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from timm.utils import init_distributed_device
 from timm.utils.distributed import world_info_from_env
 
 from vrwkv.runtime.errors import UserError, first_line
+
+Amp = Literal["none", "bfloat16", "float16"]
+"""The number format of a forward pass; none: as the weights."""
 
 
 class World(NamedTuple):
@@ -58,3 +61,8 @@ def join_world(device: str) -> Iterator[World]:
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def autocast(world: World, amp: Amp) -> torch.autocast:
+    """The context that runs a forward pass in `amp`."""
+    return torch.autocast(world.device.type, getattr(torch, amp) if amp != "none" else None, enabled=amp != "none")

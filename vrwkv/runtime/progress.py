@@ -4,12 +4,13 @@ import csv
 import math
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
 import torch
-from timm.utils import accuracy
 from tqdm import tqdm
 
 from vrwkv.runtime.processes import World
@@ -28,19 +29,43 @@ def clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
+@dataclass(frozen=True)
+class Measure:
+    """Something that a task measures of every sample, of which the mean is what counts.
+
+    Args:
+        name: In summary.csv and checkpoints.
+        label: Where it is shown and drawn; "" where it is not.
+        percent: It is 0 or 1 for each sample; means are given in percent.
+        higher_is_better: What makes one model better than another.
+    """
+
+    name: str
+    label: str = ""
+    percent: bool = False
+    higher_is_better: bool = False
+
+    def text(self, value: float) -> str:
+        """`label value`, to be read."""
+        return f"{self.label} {value:.2f} %" if self.percent else f"{self.label} {value:.4f}"
+
+
+def text_of(measures: Sequence[Measure], values: Mapping[str, float]) -> str:
+    """The measures that are shown, to be read."""
+    return ", ".join(each.text(values[each.name]) for each in measures if each.label)
+
+
 class Meters:
-    """Sums over pictures, kept on the device: reading them is what waits for it."""
+    """Sums over samples, kept on the device: reading them is what waits for it."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._sums = torch.zeros(4, device=world.device)  # loss, right first, right among five, pictures
+    def __init__(self, measures: Sequence[Measure], world: World) -> None:
+        self.measures, self._world = measures, world
+        self._sums = torch.zeros(len(measures) + 1, device=world.device)  # the last one counts samples
 
-    def update(self, loss: torch.Tensor, logits: torch.Tensor, target: torch.Tensor) -> None:
-        """Adds a batch: its mean loss, (B, classes) logits, and (B,) classes or (B, classes) soft targets."""
-        classes = target.argmax(1) if target.ndim == 2 else target
-        top1, top5 = accuracy(logits.detach(), classes, topk=(1, 5))
-        count = len(logits)
-        self._sums += torch.stack([loss.detach().float(), top1 / 100, top5 / 100, torch.ones_like(top1)]) * count
+    def update(self, sums: Mapping[str, torch.Tensor], count: int) -> None:
+        """Adds a batch: for each measure the sum over its samples, a scalar, and their number."""
+        values = [sums[each.name].detach().float() for each in self.measures]
+        self._sums += torch.stack([*values, torch.full_like(values[0], count)])
 
     def reduce(self) -> None:
         """Adds up the sums of all processes."""
@@ -48,10 +73,12 @@ class Meters:
             torch.distributed.all_reduce(self._sums)
 
     def values(self) -> dict[str, float]:
-        """Mean loss, top1 and top5 in percent."""
-        loss, top1, top5, count = self._sums.tolist()
-        count = max(count, 1)
-        return {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
+        """The means by name."""
+        *sums, count = self._sums.tolist()
+        return {
+            each.name: (100 if each.percent else 1) * total / max(count, 1)
+            for each, total in zip(self.measures, sums, strict=True)
+        }
 
 
 class Progress:
@@ -88,26 +115,26 @@ class Progress:
         if not self._show or now - self._shown < (BAR_INTERVAL if self._terminal else PLAIN_INTERVAL):
             return
         self._shown = now
-        values = meters.values()
-        text = f"loss {values['loss']:.4f}, accuracy {values['top1']:.2f} %, {self.images_per_second:.0f} images/s"
+        text = f"{text_of(meters.measures, meters.values())}, {self.images_per_second:.0f} images/s"
         self._bar.set_postfix_str(text)
         if not self._terminal:
             left = (now - self._start) / self._done * (self._batches - self._done)
             say(f"{self._title} {self._done}/{self._batches}: {text}, {clock(left)} left")
 
 
-def draw_curves(summary: Path, picture: Path) -> None:
-    """Draws loss and accuracy over the epochs of a summary.csv into a PNG."""
+def draw_curves(summary: Path, picture: Path, measures: Sequence[Measure]) -> None:
+    """Draws the measures that are shown over the epochs of a summary.csv into a PNG."""
     from matplotlib.figure import Figure  # slow to import, and only the primary process draws
 
     with open(summary, newline="") as file:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
     epochs = [row["epoch"] for row in rows]
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    for axes, key, label in zip(figure.subplots(1, 2), ("loss", "top1"), ("loss", "accuracy (%)"), strict=True):
+    shown = [each for each in measures if each.label]
+    figure = Figure(figsize=(5 * len(shown), 4), layout="constrained")
+    for axes, measure in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         for part, name in (("train", "training, augmented"), ("eval", "validation")):
-            axes.plot(epochs, [row.get(f"{part}_{key}", math.nan) for row in rows], marker=".", label=name)
-        axes.set(xlabel="epoch", ylabel=label)
+            axes.plot(epochs, [row.get(f"{part}_{measure.name}", math.nan) for row in rows], marker=".", label=name)
+        axes.set(xlabel="epoch", ylabel=f"{measure.label} (%)" if measure.percent else measure.label)
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(picture, dpi=120)

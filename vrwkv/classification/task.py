@@ -1,0 +1,90 @@
+"""Classification as a task of the training loop."""
+
+from pathlib import Path
+from typing import Any
+
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from torch import nn
+
+from vrwkv.classification.config import AugmentConfig, Config
+from vrwkv.classification.data import create_eval_loader, create_train_loader, find_classes, split_folder
+from vrwkv.classification.evaluate import MEASURES, evaluate, right_answers
+from vrwkv.classification.model import create_model, data_config_of
+from vrwkv.runtime import checkpoint, trainer
+from vrwkv.runtime.errors import UserError
+from vrwkv.runtime.processes import World
+from vrwkv.runtime.trainer import StepResult, Task
+
+
+def train(config: Config, resume: str | None = None) -> Path:
+    """Trains a classifier: `vrwkv.runtime.trainer.run`, which see."""
+    return trainer.run(ClassificationTask, config, resume)
+
+
+class ClassificationTask(Task):
+    """A timm model, an image folder, cross-entropy and accuracy."""
+
+    measures = MEASURES
+    judge = MEASURES[1]
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.config, self.world = config, world
+        self.class_names = find_classes(split_folder(config.data.root, config.data.train_split))
+        self.model_args = {**config.model.args, "num_classes": self._num_classes()}
+        self.model = create_model(config.model.name, self.model_args, config.model.pretrained)
+        if path := config.model.checkpoint:
+            checkpoint.load(self.model, checkpoint.read(path), path, new_head=True)
+        if config.model.grad_checkpointing:
+            self.model.set_grad_checkpointing(True)  # type: ignore[operator]
+        self.model.to(world.device)
+        self._create_loaders()
+        self.mixup, self.loss = create_loss(config.augment, len(self.class_names))
+        if config.model.compile:
+            self.model.compile()
+
+    def _num_classes(self) -> int:
+        folders = len(self.class_names)
+        wanted = self.config.model.args.get("num_classes", folders)
+        if wanted != folders:
+            raise UserError(f"model.args.num_classes is {wanted}, {self.config.data.root} has {folders} class folders")
+        return folders
+
+    def _create_loaders(self) -> None:
+        data, world = self.config.data, self.world
+        overrides = {key: getattr(data, key) for key in ("img_size", "interpolation", "crop_pct", "mean", "std")}
+        self.data_config = data_config_of(self.model, self.model_args, overrides)
+        self.batch_size = data.batch_size
+        self.train_loader = create_train_loader(data, self.config.augment, self.class_names, self.data_config, world)
+        val_folder = split_folder(data.root, data.val_split)
+        self.val_loader = create_eval_loader(
+            val_folder, self.class_names, self.data_config, data.batch_size, data.workers, world
+        )
+
+    def training_step(self, model: nn.Module, batch: Any) -> StepResult:
+        """The loss of pictures (B, C, H, W) and their classes (B,), mixed where that is asked for."""
+        images, target = self.mixup(*batch) if self.mixup else batch
+        logits = model(images)
+        classes = target.argmax(1) if target.ndim == 2 else target
+        return StepResult(self.loss(logits, target), right_answers(logits, classes), len(images))
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """See `vrwkv.classification.evaluate`."""
+        return evaluate(model, self.val_loader, self.world, self.config.amp)
+
+    def content(self) -> dict[str, Any]:
+        """What `load_classifier` needs."""
+        return {
+            "arch": self.config.model.name,
+            "model_args": self.model_args,
+            "class_names": self.class_names,
+            "data_config": self.data_config,
+        }
+
+
+def create_loss(augment: AugmentConfig, num_classes: int) -> tuple[Mixup | None, nn.Module]:
+    """The mixing of a batch's pictures and targets, if any, and the loss for what comes out of it."""
+    if not (augment.mixup or augment.cutmix):
+        return None, LabelSmoothingCrossEntropy(augment.label_smoothing)
+    mixup = Mixup(augment.mixup, augment.cutmix, label_smoothing=augment.label_smoothing, num_classes=num_classes)
+    return mixup, SoftTargetCrossEntropy()
