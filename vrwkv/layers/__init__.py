@@ -6,11 +6,13 @@ from vrwkv.layers.autocast import autocast_input
 from vrwkv.layers.block import Block
 from vrwkv.layers.channel_mix import ChannelMix
 from vrwkv.layers.mix import Mix
+from vrwkv.layers.omni_shift import OmniShift
 from vrwkv.layers.pos_embed import resize_pos_embed
+from vrwkv.layers.re_wkv import ReWKV
 from vrwkv.layers.spatial_mix import SpatialMix
 from vrwkv.ops import bi_wkv, q_shift_mix, sigmoid_gate, squared_relu
 
-__all__ = ["Block", "ChannelMix", "Mix", "SpatialMix", "resize_pos_embed"]
+__all__ = ["Block", "ChannelMix", "Mix", "OmniShift", "ReWKV", "SpatialMix", "resize_pos_embed"]
 
 # What these do depends on shapes, so FX tracing must take each as one node.
 for _function in (autocast_input, bi_wkv, q_shift_mix, sigmoid_gate, squared_relu, resize_pos_embed):
