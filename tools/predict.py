@@ -8,13 +8,17 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
-from vrwkv.classification.predict import predict
 from vrwkv.runtime.errors import command_line
 
 
 @command_line
 def main(argv: Sequence[str] | None = None) -> int:
+    # In here, so that a missing package takes one line to tell.
+    from vrwkv.classification import load_classifier, predict_files
+    from vrwkv.runtime.processes import AMP
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--checkpoint", metavar="PATH", help="of tools/train.py, or weights of --model")
@@ -22,16 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pretrained", action="store_true", help="use the published weights of --model")
     parser.add_argument("--topk", type=int, default=5)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--amp", choices=AMP, default="none")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
-    args = vars(parser.parse_args(argv))
-    as_json, model_name = args.pop("json"), args.pop("model")
-    results = predict(model_name=model_name, **args)
-    if as_json:
+    args = parser.parse_args(argv)
+    with redirect_stdout(sys.stderr):
+        classifier = load_classifier(args.checkpoint, args.model, args.pretrained, args.device, args.amp)
+        results = predict_files(classifier, args.images, args.topk)
+    if args.json:
         print(json.dumps(results, indent=2))
     for result in results:
         if "error" in result:
             print(f"error: {result['error']}", file=sys.stderr)
-        elif not as_json:
+        elif not args.json:
             print(result["image"])
             for each in result["predictions"]:
                 print(f"  {100 * each['probability']:5.1f} %  {each['label']}")

@@ -12,9 +12,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vrwkv.classification.config import Config
-from vrwkv.classification.task import train
-from vrwkv.runtime.config import load_config
 from vrwkv.runtime.errors import command_line
 from vrwkv.runtime.processes import is_primary
 
@@ -29,6 +26,12 @@ def resume_command(args: argparse.Namespace) -> str:
 
 @command_line
 def main(argv: Sequence[str] | None = None) -> int:
+    from vrwkv.classification import (  # here, so that a missing package takes one line to tell
+        Config,
+        load_config,
+        train,
+    )
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="YAML")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the config")

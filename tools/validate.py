@@ -7,32 +7,35 @@ python tools/validate.py --model vrwkv_tiny_patch16_224 --pretrained --data-root
 import argparse
 import json
 import sys
-import typing
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
-from vrwkv.classification.evaluate import validate
 from vrwkv.runtime.errors import command_line
-from vrwkv.runtime.processes import Amp, is_primary
 
 
 @command_line
 def main(argv: Sequence[str] | None = None) -> int:
+    # In here, so that a missing package takes one line to tell.
+    from vrwkv.classification import validate
+    from vrwkv.runtime.processes import AMP, is_primary
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", metavar="PATH", help="of tools/train.py, or weights of --model")
     parser.add_argument("--model", metavar="NAME", help="timm model, where the checkpoint does not say")
     parser.add_argument("--pretrained", action="store_true", help="use the published weights of --model")
     parser.add_argument("--data-root", metavar="DIR", help="default: the one that the checkpoint was trained on")
-    parser.add_argument("--split", default="val", help="folder below the data root (default: val)")
+    parser.add_argument("--split", help="folder below the data root (default: the checkpoint's, else val)")
     parser.add_argument("-b", "--batch-size", type=int, default=64)
     parser.add_argument("-j", "--workers", type=int, default=4)
-    parser.add_argument("--img-size", type=int, metavar="PIXELS")
-    parser.add_argument("--crop-pct", type=float)
+    parser.add_argument("--img-size", type=int, metavar="PIXELS", help="other than the checkpoint's")
+    parser.add_argument("--crop-pct", type=float, metavar="SHARE", help="other than the checkpoint's")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--amp", choices=typing.get_args(Amp), default="none")
+    parser.add_argument("--amp", choices=AMP, default="none")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     args = vars(parser.parse_args(argv))
     as_json, model_name = args.pop("json"), args.pop("model")
-    result = validate(model_name=model_name, **args)
+    with redirect_stdout(sys.stderr):
+        result = validate(model_name=model_name, **args)
     if not is_primary():
         return 0
     if as_json:

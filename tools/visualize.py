@@ -9,14 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vrwkv.runtime.errors import UserError, command_line
+from vrwkv.runtime.errors import command_line
 
 
 @command_line
 def main(argv: Sequence[str] | None = None) -> int:
     # In here, so that a missing matplotlib takes one line to tell.
-    from vrwkv.classification.model import load_classifier
-    from vrwkv.runtime.processes import choose_device
+    from vrwkv.classification import load_classifier
     from vrwkv.visualize import visualize
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,10 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
-    if args.img_size is not None and args.img_size < 1:
-        raise UserError(f"--img-size must be at least 1, not {args.img_size}")
-    device = choose_device(args.device)
-    classifier = load_classifier(args.checkpoint, args.model, args.pretrained, device, img_size=args.img_size)
+    classifier = load_classifier(args.checkpoint, args.model, args.pretrained, args.device, img_size=args.img_size)
     for path in visualize(classifier, args.images, args.out, tuple(args.at), str(args.checkpoint or args.model)):
         print(path)
     return 0

@@ -22,6 +22,10 @@ SETTINGS = {
 NO_AUGMENT = {"scale": [1.0, 1.0], "ratio": [1.0, 1.0], "hflip": 0.0, "color_jitter": 0.0}
 
 
+def data(batch_size):
+    return DataConfig(root="unused", batch_size=batch_size, workers=0)
+
+
 def ramp(size=16):
     """(size, size, 3), brighter from left to right: each change of place or colour can be seen."""
     row = np.linspace(60, 190, size)
@@ -57,7 +61,7 @@ def test_pictures_come_unchanged_without_augmentation(tmp_path):
 
 def test_incomplete_batch_is_dropped_in_training_alone(tmp_path):
     assert [len(images) for images, _ in train_batches(tmp_path, batch_size=3)] == [3, 3]
-    loader = create_eval_loader(tmp_path / "val", ["a", "b"], SETTINGS, 3, 0, CPU)
+    loader = create_eval_loader(tmp_path / "val", ["a", "b"], SETTINGS, data(3), CPU)
     assert [len(images) for images, _ in loader] == [3, 3, 2]
 
 
@@ -121,14 +125,14 @@ def test_interpolation(training, tmp_path):
         if training:
             ((images, _),) = train_batches(tmp_path, settings=settings)
         else:
-            ((images, _),) = create_eval_loader(tmp_path / "val", ["a", "b"], settings, 8, 0, CPU)
+            ((images, _),) = create_eval_loader(tmp_path / "val", ["a", "b"], settings, data(8), CPU)
         assert (len(images[:, 0].unique()) == 2) == exact
 
 
 def test_evaluation_keeps_the_order_and_crops_the_centre(tmp_path):
     write(tmp_path, ramp(32))
     for crop_pct in (1.0, 0.5):
-        loader = create_eval_loader(tmp_path / "val", ["a", "b"], {**SETTINGS, "crop_pct": crop_pct}, 8, 0, CPU)
+        loader = create_eval_loader(tmp_path / "val", ["a", "b"], {**SETTINGS, "crop_pct": crop_pct}, data(8), CPU)
         ((images, target),) = loader
         assert target.tolist() == [0] * 4 + [1] * 4
         whole = (normalise(ramp(32))[0, 0, -1] - normalise(ramp(32))[0, 0, 0]).item()
@@ -140,7 +144,7 @@ def test_grey_pictures_for_models_of_one_channel(tmp_path):
     ((images, _),) = train_batches(tmp_path, settings=settings)
     assert images.shape == (8, 1, 16, 16)
     write(tmp_path / "more", ramp())
-    ((images, _),) = create_eval_loader(tmp_path / "more/val", ["a", "b"], {**SETTINGS, **settings}, 8, 0, CPU)
+    ((images, _),) = create_eval_loader(tmp_path / "more/val", ["a", "b"], {**SETTINGS, **settings}, data(8), CPU)
     torch.testing.assert_close(images[0, 0], torch.from_numpy((ramp()[..., 0] / 255 - 0.5) / 0.25).float())
 
 

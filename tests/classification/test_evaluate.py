@@ -7,6 +7,7 @@ from support.ranks import run_ranks
 from support.training import MEAN, STD, normalise, square, write_squares
 from torch import nn
 
+from vrwkv.classification.config import DataConfig
 from vrwkv.classification.data import create_eval_loader
 from vrwkv.classification.evaluate import evaluate
 from vrwkv.runtime.processes import join_world
@@ -51,8 +52,9 @@ def expected(model):
 
 def run(folder, model, batch_size, amp="none"):
     with join_world("cpu") as world:
+        data = DataConfig(root="unused", batch_size=batch_size, workers=0)
         names = [f"class{i}" for i in range(CLASSES)]
-        return evaluate(model.train(), create_eval_loader(folder, names, SETTINGS, batch_size, 0, world), world, amp)
+        return evaluate(model.train(), create_eval_loader(folder, names, SETTINGS, data, world), world, amp)
 
 
 @pytest.mark.parametrize("batch_size", [3, 8])

@@ -1,16 +1,16 @@
-"""Validation and prediction from a trained checkpoint, and the opening of all kinds of pictures."""
+"""Validation and prediction from a trained checkpoint."""
 
 import json
 
-import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
 from support.colours import CLASSES, picture
 
-from vrwkv.classification import load_classifier
-from vrwkv.runtime.images import open_image
+from vrwkv.classification import Classifier, UserError, load_classifier
+
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 def test_validate_gives_the_metrics_of_training(run, validate, capsys):
@@ -20,6 +20,33 @@ def test_validate_gives_the_metrics_of_training(run, validate, capsys):
     assert result["images"] == 15
     for key in ("loss", "top1", "top5"):
         assert result[key] == pytest.approx(metrics[key], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "data.crop_pct=0.5",
+        "data.interpolation=nearest",
+        "data.img_size=32",
+        "data.mean=[0.1, 0.2, 0.3]",
+        "data.std=[0.5]",
+        "data.val_split=train",
+    ],
+)
+def test_validate_follows_the_data_keys_of_training(setting, run, tmp_path, train, validate, train_args, capsys):
+    """And the classifier's own preprocessing is the loader's."""
+    checkpoint = run / "best.pth"
+    frozen = ["epochs=1", "optim.lr=0", "schedule.warmup_lr=0", f"model.checkpoint={checkpoint}"]
+    assert train(train_args(tmp_path, setting, *frozen)) == 0
+    capsys.readouterr()
+    metrics = {}
+    for path in (checkpoint, tmp_path / "best.pth"):
+        assert validate(["--checkpoint", str(path), "--workers", "0", "--json"]) == 0
+        metrics[path] = json.loads(capsys.readouterr().out)
+    trained = torch.load(tmp_path / "best.pth", weights_only=True)["metrics"]
+    for key, value in trained.items():
+        assert metrics[tmp_path / "best.pth"][key] == pytest.approx(value, rel=1e-6)
+    assert metrics[checkpoint]["loss"] != pytest.approx(trained["loss"], rel=1e-4)  # the key matters
 
 
 def test_predictions_agree_with_validation(run, data_root, validate, predict, capsys):
@@ -64,35 +91,43 @@ def test_validate_img_size(run, validate):
     assert classifier.data_config["input_size"] == (3, 32, 32)
 
 
-def test_exif_orientation_is_applied(tmp_path):
-    upright = picture((200, 40, 30), seed=1)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(open_image(tmp_path / "turned.png"), upright)
+def test_predict_one_and_many(run, data_root):
+    """Files or pictures, one or a sequence, in batches of any number."""
+    classifier = load_classifier(run / "best.pth", device="cpu")
+    paths = sorted((data_root / "val").glob("*/*.png"))
+    many = classifier.predict(paths * 3, topk=2)  # 45 pictures, more than a batch
+    assert len(many) == 45
+    assert all(len(each) == 2 for each in many)
+    for path, expected in zip(paths, many, strict=False):
+        with Image.open(path) as picture:
+            for given in (path, str(path), picture):
+                found = classifier.predict(given, topk=2)
+                assert [each.class_name for each in found] == [each.class_name for each in expected]
+                assert found[0].probability == pytest.approx(expected[0].probability, rel=1e-4)
+    assert classifier.predict([]) == []
+    assert len(classifier.predict(paths[0])) == len(CLASSES)
+    first = classifier.predict(paths[0], topk=1)[0]
+    assert first.label == first.class_name == "blue"
+    with pytest.raises(UserError, match="topk must be at least 1, not 0"):
+        classifier.predict(paths[0], topk=0)
+    with pytest.raises(UserError, match=r"absent.png does not exist"):
+        classifier.predict([paths[0], "absent.png"])
 
 
-def test_grey_and_16_bit_grey_look_alike(tmp_path):
-    grey = np.asarray(picture((200, 40, 30), seed=1).convert("L"))
-    Image.fromarray(grey).save(tmp_path / "8.png")
-    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
-    for name in ("8.png", "16.png"):
-        opened = open_image(tmp_path / name)
-        assert opened.mode == "RGB"
-        assert np.array_equal(np.asarray(opened), np.repeat(grey[..., None], 3, axis=2))
+def test_predict_in_lower_precision(run, data_root, predict, capsys):
+    path = str(data_root / "val" / "red" / "0.png")
+    probabilities = {}
+    for amp in ("none", "bfloat16"):
+        assert predict([path, "--checkpoint", str(run / "best.pth"), "--amp", amp, "--json"]) == 0
+        probabilities[amp] = json.loads(capsys.readouterr().out)[0]["predictions"][0]["probability"]
+    assert probabilities["none"] == pytest.approx(probabilities["bfloat16"], rel=0.1)
+    assert probabilities["none"] != probabilities["bfloat16"]
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
-def test_transparent_parts_become_white(mode, tmp_path):
-    image = picture((10, 10, 10), seed=1).convert("RGBA")
-    image.putalpha(Image.fromarray(np.repeat([[0] * 10 + [255] * 10], 24, axis=0).astype(np.uint8)))
-    if mode == "PA":
-        image.quantize().save(tmp_path / "x.png")  # a palette with transparency
-    else:
-        image.convert(mode).save(tmp_path / "x.png")
-    pixels = np.asarray(open_image(tmp_path / "x.png"))
-    assert (pixels[:, :10] == 255).all()
-    assert (pixels[:, 10:] < 150).all()
+def test_number_of_class_names(run):
+    model = load_classifier(run / "best.pth", device="cpu")
+    with pytest.raises(UserError, match="the model has 3 classes, 2 names are given"):
+        Classifier(model.model, model.data_config, ["a", "b"])
 
 
 def test_cmyk(run, predict, tmp_path):

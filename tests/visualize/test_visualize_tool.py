@@ -52,7 +52,7 @@ def test_writes_a_picture_of_each_kind(
     [
         (["missing.png"], "image missing.png does not exist"),
         (["--at", "0.5", "1"], r"must lie in [0, 1) of the height and the width, got (0.5, 1.0)"),
-        (["--img-size", "0"], "--img-size must be at least 1, not 0"),
+        (["--img-size", "0"], "option img_size must be greater than or equal to 1, not 0"),
         (["--checkpoint", "missing.pth"], "checkpoint missing.pth does not exist"),
     ],
 )

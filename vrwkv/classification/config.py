@@ -29,17 +29,22 @@ class ModelConfig(Section):
     compile: Annotated[bool, MAY_CHANGE] = False
 
 
-class DataConfig(Section):
+class PictureConfig(Section):
+    """How a picture becomes a tensor; None: as the model has it."""
+
+    img_size: Annotated[int, Field(ge=1, le=16384)] | None = None  # height and width in pixels
+    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos", "hamming", "box"] | None = None
+    crop_pct: PositiveShare | None = None  # part of the resized picture that the centre crop of validation keeps
+    mean: Annotated[list[Share], Field(min_length=1)] | None = None
+    std: Annotated[list[Positive], Field(min_length=1)] | None = None
+
+
+class DataConfig(PictureConfig):
     root: Annotated[Text, MAY_CHANGE]  # holds train_split/class/picture and val_split/class/picture
     batch_size: Annotated[int, Field(ge=1)]  # per process and step
     train_split: Text = "train"
     val_split: Text = "val"
     workers: Annotated[int, Field(ge=0, le=256), MAY_CHANGE] = 4  # per process
-    img_size: Annotated[int, Field(ge=1, le=16384)] | None = None  # None here and below: as the model has it
-    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos", "hamming", "box"] | None = None
-    crop_pct: PositiveShare | None = None
-    mean: Annotated[list[Share], Field(min_length=1)] | None = None
-    std: Annotated[list[Positive], Field(min_length=1)] | None = None
 
 
 def _known_to_timm(auto_augment: str) -> str:

@@ -115,11 +115,11 @@ def create_train_loader(
 
 
 def create_eval_loader(
-    folder: Path, class_names: list[str], data_config: dict[str, Any], batch_size: int, workers: int, world: World
+    folder: Path, class_names: list[str], data_config: dict[str, Any], config: DataConfig, world: World
 ) -> Any:
     """All pictures in order, resized and cropped at the centre. Each process gets its share, padded to equal size."""
     dataset = open_folder(folder, class_names, data_config["input_size"][0])
-    return _create_loader(dataset, data_config, world, batch_size=batch_size, num_workers=workers)
+    return _create_loader(dataset, data_config, world, batch_size=config.batch_size, num_workers=config.workers)
 
 
 def share_of(dataset: torch.utils.data.Dataset, world: World) -> int:

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from vrwkv.classification.classifier import load_classifier
+from vrwkv.classification.config import DataConfig
 from vrwkv.classification.data import create_eval_loader, find_classes, share_of, split_folder
-from vrwkv.classification.model import load_classifier
+from vrwkv.runtime.config import check
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import Amp, World, autocast, join_world
 from vrwkv.runtime.progress import Measure, Meters, Progress
@@ -56,13 +58,12 @@ def validate(
     *,
     model_name: str | None = None,
     pretrained: bool = False,
-    split: str = "val",
+    split: str | None = None,
     batch_size: int = 64,
     workers: int = 4,
-    img_size: int | None = None,
-    crop_pct: float | None = None,
     device: str = "auto",
     amp: Amp = "none",
+    **overrides: Any,
 ) -> dict[str, Any]:
     """Loads a model and evaluates it on `data_root/split`.
 
@@ -71,13 +72,12 @@ def validate(
         data_root: Image folder; the one that the checkpoint was trained on if None.
         model_name: timm's name.
         pretrained: Take the published weights of `model_name`.
-        split: Folder below `data_root`.
+        split: Folder below `data_root`; the one that validated the checkpoint's training if None.
         batch_size: Pictures at a time.
         workers: Processes that read pictures.
-        img_size: Height and width in pixels, other than the checkpoint's.
-        crop_pct: Part of the resized picture that the centre crop keeps, other than the checkpoint's.
         device: A torch device, or "auto".
         amp: Number format of the forward pass.
+        overrides: Keys of `PictureConfig`, such as img_size, as in `load_classifier`.
 
     Returns:
         As `evaluate`, with the number of images.
@@ -85,15 +85,16 @@ def validate(
     Raises:
         UserError: anything about the model, the checkpoint or the data that does not fit.
     """
-    overrides = {"img_size": img_size, "crop_pct": crop_pct}
     with join_world(device) as world:
-        classifier = load_classifier(checkpoint, model_name, pretrained, world.device, **overrides)
+        classifier = load_classifier(checkpoint, model_name, pretrained, world.device, amp, **overrides)
         root = data_root or classifier.data_root
         if root is None:
             raise UserError("required: --data-root DIR, because the checkpoint does not name one")
-        folder = split_folder(root, split)
+        keys = {"root": root, "val_split": split or classifier.val_split, "batch_size": batch_size, "workers": workers}
+        data = check(DataConfig, keys, "option")
+        folder = split_folder(data.root, data.val_split)
         class_names = classifier.class_names or find_classes(folder)
         if len(class_names) != classifier.num_classes:
             raise UserError(f"the model has {classifier.num_classes} classes, {folder} has {len(class_names)}")
-        loader = create_eval_loader(folder, class_names, classifier.data_config, batch_size, workers, world)
+        loader = create_eval_loader(folder, class_names, classifier.data_config, data, world)
         return {**evaluate(classifier.model, loader, world, amp), "images": len(loader.dataset)}

@@ -7,10 +7,10 @@ from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
-from vrwkv.classification.config import AugmentConfig, Config
+from vrwkv.classification.config import AugmentConfig, Config, PictureConfig
 from vrwkv.classification.data import create_eval_loader, create_train_loader, find_classes, split_folder
 from vrwkv.classification.evaluate import MEASURES, evaluate, right_answers
-from vrwkv.classification.model import create_model, data_config_of
+from vrwkv.classification.model import check_model, create_model, data_config_of
 from vrwkv.runtime import checkpoint, trainer
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import World
@@ -39,6 +39,7 @@ class ClassificationTask(Task):
             self.model.set_grad_checkpointing(True)  # type: ignore[operator]
         self.model.to(world.device)
         self._create_loaders()
+        check_model(self.model, self.data_config["input_size"], len(self.class_names))
         self.mixup, self.loss = create_loss(config.augment, len(self.class_names))
         if config.model.compile:
             self.model.compile()
@@ -52,14 +53,12 @@ class ClassificationTask(Task):
 
     def _create_loaders(self) -> None:
         data, world = self.config.data, self.world
-        overrides = {key: getattr(data, key) for key in ("img_size", "interpolation", "crop_pct", "mean", "std")}
-        self.data_config = data_config_of(self.model, self.model_args, overrides)
+        picture = data.model_dump(include=set(PictureConfig.model_fields))
+        self.data_config = data_config_of(self.model, self.model_args, picture)
         self.batch_size = data.batch_size
         self.train_loader = create_train_loader(data, self.config.augment, self.class_names, self.data_config, world)
         val_folder = split_folder(data.root, data.val_split)
-        self.val_loader = create_eval_loader(
-            val_folder, self.class_names, self.data_config, data.batch_size, data.workers, world
-        )
+        self.val_loader = create_eval_loader(val_folder, self.class_names, self.data_config, data, world)
 
     def training_step(self, model: nn.Module, batch: Any) -> StepResult:
         """The loss of pictures (B, C, H, W) and their classes (B,), mixed where that is asked for."""

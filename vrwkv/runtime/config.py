@@ -1,7 +1,7 @@
 """Configurations: sections with types and ranges, read from YAML, with all mistakes of a file told at once."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -81,8 +81,13 @@ def load_config(schema: type[S], path: str | Path, settings: Sequence[str] = ())
     return check(schema, content)
 
 
-def check(schema: type[S], content: dict[Any, Any]) -> S:
+def check(schema: type[S], content: Mapping[Any, Any], subject: str = "config key") -> S:
     """`content` as a `schema`.
+
+    Args:
+        schema: What must be held.
+        content: What is given.
+        subject: What messages call a key.
 
     Raises:
         UserError: a line for each unknown or missing key and each value that is refused.
@@ -90,7 +95,7 @@ def check(schema: type[S], content: dict[Any, Any]) -> S:
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        raise UserError("\n".join(_problem(dict(each), schema) for each in error.errors())) from None
+        raise UserError("\n".join(_problem(dict(each), schema, subject) for each in error.errors())) from None
 
 
 def differences(old: S, new: S, prefix: str = "") -> list[str]:
@@ -130,20 +135,20 @@ def _keys(schema: type[Section], prefix: str = "") -> Iterator[str]:
             yield from _keys(field.annotation, f"{prefix}{name}.")
 
 
-def _problem(error: dict[str, Any], schema: type[Section]) -> str:
+def _problem(error: dict[str, Any], schema: type[Section], subject: str) -> str:
     """One of pydantic's errors as a line."""
     key = ".".join(map(str, error["loc"])).replace(".[key]", "")
     key = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", key)
     if error["type"] == "extra_forbidden":
-        return f"unknown config key {key!r}{_hint(key, list(_keys(schema)))}"
+        return f"unknown {subject} {key!r}{_hint(key, list(_keys(schema)))}"
     if error["type"] == "missing":
-        return f"config key {key!r} is missing"
+        return f"{subject} {key!r} is missing"
     if error["type"] == "value_error":  # from a validator of ours, which says what was given
         text = error["msg"].removeprefix("Value error, ")
-        return f"config key {key} {text}" if key else f"config: {text}"
+        return f"{subject} {key} {text}" if key else text
     text = re.sub(r"^\w+ should ", "must ", error["msg"])
     text = re.sub(r" after validation, not \d+$| or instance of \w+$", "", text)
-    return f"config key {key} {text}, not {error['input']!r}"
+    return f"{subject} {key} {text}, not {error['input']!r}"
 
 
 def _hint(key: str, every: list[str]) -> str:

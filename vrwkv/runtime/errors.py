@@ -3,7 +3,7 @@
 import difflib
 import functools
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 Main = Callable[..., int]  # takes argv: Sequence[str] | None = None
 
@@ -21,10 +21,16 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def nearest(name: str, options: Iterable[str]) -> str:
-    """`; nearest: a, b` for the options most like `name`, or nothing where none is like it."""
-    found = difflib.get_close_matches(name, list(options), n=3, cutoff=0.5)
-    return f"; nearest: {', '.join(found)}" if found else ""
+def nearest(name: str, options: Iterable[str] | Mapping[str, str]) -> str:
+    """`; nearest: a, b` for the options most like `name`, or nothing where none is like it.
+
+    Args:
+        name: What was given.
+        options: What could have been meant; of a mapping the keys are compared and the values named.
+    """
+    named = options if isinstance(options, Mapping) else {option: option for option in options}
+    found = difflib.get_close_matches(name, list(named), n=3, cutoff=0.5)
+    return f"; nearest: {', '.join(named[each] for each in found)}" if found else ""
 
 
 def command_line(main: Main) -> Main:

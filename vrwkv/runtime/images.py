@@ -1,36 +1,48 @@
 """Opening a picture, the same way for training, validation and prediction."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from vrwkv.runtime.errors import UserError, first_line
 
+Picture = str | os.PathLike[str] | Image.Image
+"""A file of any format that Pillow reads, or what Pillow has opened."""
 
-def open_image(path: str | os.PathLike[str], mode: str = "RGB") -> Image.Image:
-    """Reads a picture upright and with 8 bits per channel.
+
+def open_image(image: Picture, mode: str = "RGB") -> Image.Image:
+    """A picture upright and with 8 bits per channel.
 
     The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, and transparent parts become white.
 
     Args:
-        path: File of any format that Pillow reads.
+        image: The picture.
         mode: Pillow's name of the result's mode, "RGB" or "L".
 
     Raises:
         UserError: the file is missing or no picture, or its data are broken.
     """
+    if isinstance(image, Image.Image):
+        return _to_8_bits(image, mode)
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # Pillow would clip the values at 255
-                grey = np.clip(np.asarray(image, dtype=np.float32) / 257, 0, 255)
-                image = Image.fromarray(grey.round().astype(np.uint8))
-            elif image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert(mode)
+        if not Path(image).is_file() and Path(image).exists():  # a pipe would keep us waiting
+            raise UserError(f"cannot read image {image}: not a file")
+        with Image.open(image) as opened:
+            return _to_8_bits(opened, mode)
     except FileNotFoundError as error:
-        raise UserError(f"image {path} does not exist") from error
+        raise UserError(f"image {image} does not exist") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read image {path}: {first_line(error)}") from error
+        raise UserError(f"cannot read image {image}: {first_line(error)}") from error
+
+
+def _to_8_bits(image: Image.Image, mode: str) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # Pillow would clip the values at 255
+        grey = np.clip(np.asarray(image, dtype=np.float32) / 257, 0, 255)
+        image = Image.fromarray(grey.round().astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from timm.utils import init_distributed_device
@@ -13,6 +13,7 @@ from vrwkv.runtime.errors import UserError, first_line
 
 Amp = Literal["none", "bfloat16", "float16"]
 """The number format of a forward pass; none: as the weights."""
+AMP: tuple[Amp, ...] = get_args(Amp)
 
 
 class World(NamedTuple):

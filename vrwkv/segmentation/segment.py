@@ -1,6 +1,5 @@
 """Segmenting pictures of any size with a trained segmentor."""
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vrwkv.runtime.errors import UserError, first_line
-from vrwkv.runtime.images import open_image
+from vrwkv.runtime.images import Picture, open_image
 from vrwkv.runtime.processes import choose_device
 from vrwkv.segmentation.checkpoint import load_segmentor_weights, read
 from vrwkv.segmentation.config import dataset_meta, load_config
@@ -69,7 +68,7 @@ def load_segmentor(
     return model.to(choose_device(device)).eval()
 
 
-def segment(model: nn.Module, image: str | os.PathLike[str] | Image.Image) -> Segmentation:
+def segment(model: nn.Module, image: Picture) -> Segmentation:
     """The class of every pixel of a picture, prepared and cut into windows as the config's test settings say.
 
     In slide mode the memory needed is, beside a window's own, that of the logits of one row of windows: 4 bytes times
@@ -78,12 +77,12 @@ def segment(model: nn.Module, image: str | os.PathLike[str] | Image.Image) -> Se
 
     Args:
         model: From `load_segmentor`.
-        image: A picture file of any format that Pillow reads, or an RGB picture.
+        image: A picture file of any format that Pillow reads, or a picture.
 
     Raises:
         UserError: the picture cannot be read.
     """
-    picture = image.convert("RGB") if isinstance(image, Image.Image) else open_image(image)
+    picture = open_image(image)
     width, height = picture.size
     pixels = np.asarray(picture)
     short = -(-max(width, height) // MAX_ASPECT)

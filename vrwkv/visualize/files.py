@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from timm.data import create_transform
 from torch import Tensor, nn
 
-from vrwkv.classification.model import Classifier
+from vrwkv.classification.classifier import Classifier
 from vrwkv.runtime.errors import UserError, first_line
-from vrwkv.runtime.images import open_image
 from vrwkv.visualize.draw import draw_decays, draw_gathering, draw_receptive_field
 from vrwkv.visualize.measure import effective_receptive_field, gathered_shares, spatial_mixes
 
@@ -44,10 +42,7 @@ def visualize(
         UserError: no layers of Bi-WKV, a picture that cannot be read, `at` outside, a folder that cannot be written.
     """
     model = classifier.model
-    device = next(model.parameters()).device
-    transform = create_transform(**classifier.data_config)
-    mode = "L" if classifier.data_config["input_size"][0] == 1 else "RGB"
-    images = torch.stack([transform(open_image(path, mode)) for path in pictures]).to(device)  # (B, C, H, W)
+    images = torch.stack([classifier.prepare(path) for path in pictures]).to(classifier.device)  # (B, C, H, W)
     models = {"initial weights": _initial(model), "trained weights": model}
     figures: dict[str, Figure] = {}
     try:

@@ -1,0 +1,219 @@
+"""A trained classifier: loaded once, called often."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, overload
+
+import torch
+from PIL import Image
+from pydantic import Field
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
+from torch import nn
+
+from vrwkv.classification.config import PictureConfig
+from vrwkv.classification.model import check_model, create_model, data_config_of
+from vrwkv.runtime import checkpoint
+from vrwkv.runtime.config import Positive, PositiveShare, Section, Text, check
+from vrwkv.runtime.errors import UserError
+from vrwkv.runtime.images import Picture, open_image
+from vrwkv.runtime.processes import Amp, World, autocast, choose_device
+
+BATCH_SIZE = 32
+
+
+class Prediction(NamedTuple):
+    class_name: str  # as the class folder
+    label: str  # ImageNet's words for it where it is one of theirs, class_name otherwise
+    probability: float
+
+
+class Classifier:
+    """A model in evaluation mode with all that is needed to use it.
+
+    Args:
+        model: On its device.
+        data_config: input_size (C, H, W), interpolation, mean, std, crop_pct, crop_mode.
+        class_names: By output index, named as the class folders; None where unknown.
+        data_root: The folder that it was trained on.
+        val_split: The folder in it that validated the training.
+        amp: Number format of the forward pass.
+
+    Raises:
+        UserError: the number of names is not that of the model's classes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_config: dict[str, Any],
+        class_names: list[str] | None = None,
+        data_root: str | None = None,
+        val_split: str = "val",
+        amp: Amp = "none",
+    ) -> None:
+        self.model, self.data_config, self.class_names = model.eval(), data_config, class_names
+        self.data_root, self.val_split, self.amp = data_root, val_split, amp
+        self.num_classes: int = model.num_classes  # type: ignore[assignment] # every timm model has it
+        if class_names is not None and len(class_names) != self.num_classes:
+            raise UserError(f"the model has {self.num_classes} classes, {len(class_names)} names are given")
+        self.device = next(model.parameters()).device
+        self._mode = "L" if data_config["input_size"][0] == 1 else "RGB"
+        self._transform = create_transform(**data_config)
+        self._names = class_names or [str(i) for i in range(self.num_classes)]
+        info = _imagenet_info(self.num_classes)
+        self._labels = info.label_descriptions() if info and info.label_names() == self._names else self._names
+
+    def open(self, image: Picture) -> Any:
+        """The picture (PIL) in the mode that the model is given.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return open_image(image, self._mode)
+
+    def prepare(self, image: Picture) -> torch.Tensor:
+        """What the model is given for a picture: (C, H, W), as in validation.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return self._transform(self.open(image))
+
+    @overload  # a path is no sequence of pictures, though mypy takes it for a sequence of strings
+    def predict(self, images: Picture, topk: int = 5) -> list[Prediction]: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def predict(self, images: Sequence[Picture], topk: int = 5) -> list[list[Prediction]]: ...
+
+    @torch.inference_mode()
+    def predict(self, images: Any, topk: int = 5) -> Any:
+        """What is in pictures.
+
+        Args:
+            images: A file or a picture of Pillow's, or a sequence of them.
+            topk: How many classes to name.
+
+        Returns:
+            The likeliest classes, the first one first; a list of such lists for a sequence.
+
+        Raises:
+            UserError: a picture cannot be read, or `topk` is less than 1.
+        """
+        if topk < 1:
+            raise UserError(f"topk must be at least 1, not {topk}")
+        if isinstance(images, (str, os.PathLike, Image.Image)):
+            return self.predict([images], topk)[0]
+        found: list[list[Prediction]] = []
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = torch.stack([self.prepare(image) for image in images[start : start + BATCH_SIZE]])
+            with autocast(World(self.device), self.amp):
+                logits = self.model(batch.to(self.device))  # (B, classes)
+            top = logits.float().softmax(-1).topk(min(topk, self.num_classes))
+            found += [
+                [Prediction(self._names[i], self._labels[i], p) for p, i in zip(values, indices, strict=True)]
+                for values, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+            ]
+        return found
+
+
+def predict_files(classifier: Classifier, paths: Sequence[str | Path], topk: int = 5) -> list[dict[str, Any]]:
+    """`Classifier.predict` for files of which some may be bad, in a form for JSON.
+
+    Returns:
+        For each picture {"image": path, "predictions": [{"class", "label", "probability"}, ...]}, or {"image": path,
+        "error": message} where it cannot be read.
+    """
+    results: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
+    for start in range(0, len(paths), BATCH_SIZE):
+        opened = {}  # by place
+        for place in range(start, min(start + BATCH_SIZE, len(paths))):
+            try:
+                opened[place] = classifier.open(paths[place])
+            except UserError as error:
+                results[place]["error"] = str(error)
+        for place, found in zip(opened, classifier.predict(list(opened.values()), topk), strict=True):
+            results[place]["predictions"] = [
+                {"class": each.class_name, "label": each.label, "probability": each.probability} for each in found
+            ]
+    return results
+
+
+class _DataSettings(Section, extra="ignore"):
+    input_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    interpolation: Text
+    mean: tuple[float, ...]
+    std: tuple[Positive, ...]
+    crop_pct: PositiveShare
+    crop_mode: Text
+
+
+class _DataKeys(Section, extra="ignore"):
+    root: Text | None = None
+    val_split: Text = "val"
+
+
+class _Keys(Section, extra="ignore"):
+    data: _DataKeys = _DataKeys()
+
+
+class _Saved(Section, extra="ignore"):
+    """What a checkpoint may say beside the weights; `tools/train.py` says all of it."""
+
+    arch: Text | None = None
+    model_args: dict[str, Any] = Field(default_factory=dict)
+    class_names: list[Text] | None = None
+    data_config: _DataSettings | None = None
+    config: _Keys = _Keys()
+
+
+def load_classifier(
+    checkpoint_path: str | Path | None = None,
+    model_name: str | None = None,
+    pretrained: bool = False,
+    device: str | torch.device = "auto",
+    amp: Amp = "none",
+    **overrides: Any,
+) -> Classifier:
+    """A trained model from a checkpoint of `tools/train.py`, or from any timm model's name and weights.
+
+    Args:
+        checkpoint_path: Checkpoint; one that was not written here needs `model_name` as well.
+        model_name: timm's name.
+        pretrained: Take the published weights of `model_name`.
+        device: Where the model is to run: a torch device, or "auto".
+        amp: Number format of the forward pass.
+        overrides: Keys of `PictureConfig`, such as img_size, that are to be other than the checkpoint's; None where
+            they are not.
+
+    Raises:
+        UserError: no or bad checkpoint, unknown model, weights of another model.
+    """
+    if not (checkpoint_path or (model_name and pretrained)):
+        raise UserError("required: --checkpoint PATH, or --model NAME with --pretrained")
+    picture = check(PictureConfig, overrides, "option").model_dump(exclude_none=True)
+    content = checkpoint.read(checkpoint_path) if checkpoint_path else {}
+    saved = check(_Saved, content, f"checkpoint {checkpoint_path}: entry")
+    name = model_name or saved.arch
+    if not name:
+        raise UserError(f"checkpoint {checkpoint_path} does not say its model: give --model NAME")
+    if saved.arch and saved.arch != name:
+        raise UserError(f"checkpoint {checkpoint_path} holds {saved.arch}, not {name}")
+    model = create_model(name, saved.model_args, pretrained and not checkpoint_path)
+    if checkpoint_path:
+        checkpoint.load(model, content, checkpoint_path)
+    model.to(choose_device(device) if isinstance(device, str) else device)
+    settings = saved.data_config.model_dump() if saved.data_config else {}
+    data_config = data_config_of(model, saved.model_args, settings | picture)
+    num_classes: int = model.num_classes  # type: ignore[assignment] # every timm model has it
+    if "img_size" in picture:
+        check_model(model, data_config["input_size"], num_classes)
+    names = saved.class_names
+    if names is None and (info := _imagenet_info(num_classes)):
+        names = info.label_names()
+    return Classifier(model, data_config, names, saved.config.data.root, saved.config.data.val_split, amp)
+
+
+def _imagenet_info(num_classes: int) -> ImageNetInfo | None:
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    return ImageNetInfo(subset) if subset else None
