@@ -26,11 +26,8 @@ def resume_command(args: argparse.Namespace) -> str:
 
 @command_line
 def main(argv: Sequence[str] | None = None) -> int:
-    from vrwkv.classification import (  # here, so that a missing package takes one line to tell
-        Config,
-        load_config,
-        train,
-    )
+    # In here, so that a missing package takes one line to tell.
+    from vrwkv.classification import Config, load_config, train
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="YAML")
@@ -42,11 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="auto|PATH",
         help="go on from a checkpoint; auto (the default) takes last.pth in the output folder, if there is one",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace another run's files in the output folder")
     args = parser.parse_args(argv)
     config = load_config(Config, args.config, args.set)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     try:
-        best = train(config, args.resume)
+        best = train(config, args.resume, args.overwrite)
     except KeyboardInterrupt:
         message = f"interrupted; to repeat this epoch from its start and go on:\n  {resume_command(args)}"
         raise KeyboardInterrupt(message if is_primary() else "") from None

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import timm
 import torch
 from support.colours import picture, write_images
+from support.scripts import REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -110,7 +113,9 @@ def test_unwritable_output(tmp_path, train, train_args, error):
 
 def test_earlier_run_is_not_overwritten(run, train, train_args, error):
     before = (run / "last.pth").read_bytes()
-    assert "holds an earlier run: add --resume" in error(train, train_args(run))
+    assert "holds an earlier run (last.pth, best.pth, summary.csv, curves.png): add --resume" in error(
+        train, train_args(run)
+    )
     assert (run / "last.pth").read_bytes() == before
 
 
@@ -163,7 +168,7 @@ def test_checkpoint_that_is_none(tmp_path, validate, error):
 def test_checkpoint_that_would_run_code(tmp_path, predict, error):
     torch.save({"state_dict": test_checkpoint_that_is_none}, tmp_path / "x.pth")
     argv = ["x.png", "--checkpoint", str(tmp_path / "x.pth")]
-    assert "is not a checkpoint that can be read safely" in error(predict, argv)
+    assert "is not a checkpoint that can be read safely: it asks for " in error(predict, argv)
 
 
 def test_other_model_than_the_checkpoints(run, validate, error):
@@ -194,3 +199,18 @@ def test_bad_pictures_do_not_stop_the_others(run, data_root, tmp_path, predict, 
     assert [list(result) for result in results] == [["image", "error"], ["image", "predictions"], ["image", "error"]]
     assert f"error: cannot read image {bad}: " in captured.err
     assert f"error: image {absent} does not exist" in captured.err
+
+
+def test_without_pydantic(subprocess_environment):
+    """`import vrwkv` does not need it; a script of this folder names in one line what to install."""
+    program = (
+        "import runpy, sys\n"
+        "import vrwkv\n"
+        "assert 'pydantic' not in sys.modules\n"
+        "sys.modules['pydantic'] = None\n"
+        "sys.argv = ['train.py']\n"
+        f"runpy.run_path({str(REPOSITORY / 'tools' / 'train.py')!r}, run_name='__main__')"
+    )
+    result = subprocess.run([sys.executable, "-c", program], env=subprocess_environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == "error: vrwkv.classification needs pydantic: pip install 'vrwkv[train]'\n"

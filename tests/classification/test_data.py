@@ -1,5 +1,8 @@
 """Loaders: what the keys of `data` and `augment` do to the pictures."""
 
+import os
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,8 @@ from PIL import Image
 from support.training import MEAN, STD, normalise
 
 from vrwkv.classification.config import AugmentConfig, DataConfig
-from vrwkv.classification.data import create_eval_loader, create_train_loader, find_classes, share_of, split_folder
+from vrwkv.classification.data import FolderDataset, ImageFolder, create_eval_loader, create_train_loader, share_of
+from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import World
 
 CPU = World(torch.device("cpu"))
@@ -47,10 +51,9 @@ def train_batches(root, batch_size=8, picture=None, settings=None, **augment):
     augment = AugmentConfig(**{**NO_AUGMENT, **augment})
     torch.manual_seed(0)
     np.random.seed(0)
-    import random
-
     random.seed(0)
-    return list(create_train_loader(config, augment, ["a", "b"], {**SETTINGS, **(settings or {})}, CPU))
+    settings = {**SETTINGS, **(settings or {})}
+    return list(create_train_loader(ImageFolder(root, "train"), ["a", "b"], settings, config, augment, CPU))
 
 
 def test_pictures_come_unchanged_without_augmentation(tmp_path):
@@ -61,7 +64,7 @@ def test_pictures_come_unchanged_without_augmentation(tmp_path):
 
 def test_incomplete_batch_is_dropped_in_training_alone(tmp_path):
     assert [len(images) for images, _ in train_batches(tmp_path, batch_size=3)] == [3, 3]
-    loader = create_eval_loader(tmp_path / "val", ["a", "b"], SETTINGS, data(3), CPU)
+    loader = create_eval_loader(ImageFolder(tmp_path, "val"), ["a", "b"], SETTINGS, data(3), CPU)
     assert [len(images) for images, _ in loader] == [3, 3, 2]
 
 
@@ -125,14 +128,16 @@ def test_interpolation(training, tmp_path):
         if training:
             ((images, _),) = train_batches(tmp_path, settings=settings)
         else:
-            ((images, _),) = create_eval_loader(tmp_path / "val", ["a", "b"], settings, data(8), CPU)
+            ((images, _),) = create_eval_loader(ImageFolder(tmp_path, "val"), ["a", "b"], settings, data(8), CPU)
         assert (len(images[:, 0].unique()) == 2) == exact
 
 
 def test_evaluation_keeps_the_order_and_crops_the_centre(tmp_path):
     write(tmp_path, ramp(32))
     for crop_pct in (1.0, 0.5):
-        loader = create_eval_loader(tmp_path / "val", ["a", "b"], {**SETTINGS, "crop_pct": crop_pct}, data(8), CPU)
+        loader = create_eval_loader(
+            ImageFolder(tmp_path, "val"), ["a", "b"], {**SETTINGS, "crop_pct": crop_pct}, data(8), CPU
+        )
         ((images, target),) = loader
         assert target.tolist() == [0] * 4 + [1] * 4
         whole = (normalise(ramp(32))[0, 0, -1] - normalise(ramp(32))[0, 0, 0]).item()
@@ -140,20 +145,92 @@ def test_evaluation_keeps_the_order_and_crops_the_centre(tmp_path):
 
 
 def test_grey_pictures_for_models_of_one_channel(tmp_path):
-    settings = {"input_size": (1, 16, 16), "mean": (0.5,), "std": (0.25,)}
+    settings = {**SETTINGS, "input_size": (1, 16, 16), "mean": (0.5,), "std": (0.25,)}
     ((images, _),) = train_batches(tmp_path, settings=settings)
     assert images.shape == (8, 1, 16, 16)
     write(tmp_path / "more", ramp())
-    ((images, _),) = create_eval_loader(tmp_path / "more/val", ["a", "b"], {**SETTINGS, **settings}, data(8), CPU)
+    ((images, _),) = create_eval_loader(
+        ImageFolder(tmp_path / "more", "val"), ["a", "b"], {**SETTINGS, **settings}, data(8), CPU
+    )
     torch.testing.assert_close(images[0, 0], torch.from_numpy((ramp()[..., 0] / 255 - 0.5) / 0.25).float())
 
 
 def test_classes_are_ordered_by_number(tmp_path):
     for name in ("10", "9", ".hidden", "b", "a"):
-        (tmp_path / "train" / name).mkdir(parents=True)
-        Image.fromarray(ramp()).save(tmp_path / "train" / name / "x.png")
+        save(tmp_path / "train" / name / "x.png")
     (tmp_path / "train" / "notes.txt").write_text("no class")
-    assert find_classes(split_folder(str(tmp_path), "train")) == ["9", "10", "a", "b"]
+    assert list(ImageFolder(tmp_path, "train").pictures) == ["9", "10", "a", "b"]
+
+
+def save(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(ramp()).save(path)
+
+
+def test_every_format_in_every_subfolder(tmp_path):
+    """In the order of names; what is hidden, no picture or no file is left out, and that is said."""
+    names = ["1.webp", "2.bmp", "3.tif", "4.gif", "10.JPEG", "deep/er/5.png", "x.png/6.ppm"]
+    for name in (*names, ".hidden.png", ".hidden/7.png"):
+        save(tmp_path / "val" / "a" / name)
+    save(tmp_path / "val" / "b" / "1.png")
+    (tmp_path / "val" / "b" / "notes.txt").write_text("none")
+    os.mkfifo(tmp_path / "val" / "b" / "pipe.png")
+    (tmp_path / "val" / "b" / "nowhere.png").symlink_to("absent.png")
+    (tmp_path / "val" / "b" / "itself.png").symlink_to("itself.png")
+    folder = ImageFolder(tmp_path, "val")
+    assert folder.describe() == f"{tmp_path / 'val'}: 8 pictures of 12 files in 2 classes"
+    dataset = FolderDataset(folder, ["b", "a"], 3)
+    found = [os.path.relpath(path, tmp_path / "val") for path, _ in dataset.samples]
+    assert found == [*(f"a/{name}" for name in names), "b/1.png"]
+    assert [target for _, target in dataset.samples] == [1] * 7 + [0]
+    dataset.transform = np.asarray
+    assert len(dataset) == 8
+    for i in range(8):
+        assert np.abs(dataset[i][0].astype(int) - ramp()).max() <= 8
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    """In circles too: to the class itself, to the split's folder and to one that a link has led to before."""
+    save(tmp_path / "elsewhere" / "2.png")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "train" / "a")
+    save(tmp_path / "train" / "a" / "1.png")
+    for name, target in (("link", "../../elsewhere"), ("again", "../../elsewhere"), ("self", "."), ("up", "..")):
+        (tmp_path / "train" / "a" / name).symlink_to(target)
+    pictures = ImageFolder(tmp_path, "train").pictures
+    assert [sorted(os.path.basename(path) for path in paths) for paths in pictures.values()] == [["1.png", "2.png"]]
+
+
+def test_folder_in_two_classes(tmp_path):
+    for name in ("a", "b"):
+        save(tmp_path / "train" / name / "1.png")
+    (tmp_path / "train" / "a" / "link").symlink_to("../b")
+    with pytest.raises(UserError, match=r"train/b lies in two classes, a and b"):
+        ImageFolder(tmp_path, "train")
+
+
+def test_folder_named_as_a_picture_is_no_class(tmp_path):
+    save(tmp_path / "train" / "x.png" / "1.png")
+    with pytest.raises(UserError, match=r"train/x.png is a folder and no picture"):
+        ImageFolder(tmp_path, "train")
+
+
+def test_class_that_holds_a_folder_named_as_a_picture_is_empty(tmp_path):
+    (tmp_path / "train" / "a" / "x.png").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"class folder .*train/a is empty"):
+        ImageFolder(tmp_path, "train")
+
+
+def test_paths_that_are_no_folders(tmp_path):
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "train").write_text("")
+    for root, split, expected in (
+        (tmp_path / "absent", "train", "no data root .*absent"),
+        (tmp_path / "file", "train", "has no folder 'train'"),
+        (tmp_path, "x" * 5000, "has no folder"),
+        ("a\0b", "train", "no data root"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            ImageFolder(root, split)
 
 
 @pytest.mark.parametrize(("size", "pictures", "expected"), [(1, 5, [5]), (2, 5, [3, 2]), (4, 2, [1, 1, 0, 0])])

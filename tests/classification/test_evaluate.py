@@ -8,7 +8,7 @@ from support.training import MEAN, STD, normalise, square, write_squares
 from torch import nn
 
 from vrwkv.classification.config import DataConfig
-from vrwkv.classification.data import create_eval_loader
+from vrwkv.classification.data import ImageFolder, create_eval_loader
 from vrwkv.classification.evaluate import evaluate
 from vrwkv.runtime.processes import join_world
 
@@ -25,7 +25,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_squares(tmp_path_factory.mktemp("squares"), PICTURES, CLASSES) / "val"
+    return write_squares(tmp_path_factory.mktemp("squares"), PICTURES, CLASSES)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,9 @@ def run(folder, model, batch_size, amp="none"):
     with join_world("cpu") as world:
         data = DataConfig(root="unused", batch_size=batch_size, workers=0)
         names = [f"class{i}" for i in range(CLASSES)]
-        return evaluate(model.train(), create_eval_loader(folder, names, SETTINGS, data, world), world, amp)
+        return evaluate(
+            model.train(), create_eval_loader(ImageFolder(folder, "val"), names, SETTINGS, data, world), world, amp
+        )
 
 
 @pytest.mark.parametrize("batch_size", [3, 8])

@@ -156,7 +156,7 @@ def test_ranks_end_with_the_same_weights(config, tmp_path):
     def train():
         trained = []
         start = Trainer.start
-        Trainer.start = lambda self, resume: (start(self, resume), trained.append(self.task.model))
+        Trainer.start = lambda self, *args: (start(self, *args), trained.append(self.task.model))
         run(MeanColour, config(optim={"accumulate": 2}))
         return [parameter.detach().numpy() for parameter in trained[0].parameters()]
 

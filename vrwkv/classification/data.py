@@ -5,69 +5,119 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-from timm.data import ImageDataset, create_loader
-from timm.data.readers.img_extensions import get_img_extensions
+from timm.data import create_loader
 from timm.utils.misc import natural_key
+from torch.utils.data import Dataset
 
 from vrwkv.classification.config import AugmentConfig, DataConfig
 from vrwkv.runtime.errors import UserError, nearest
-from vrwkv.runtime.images import open_image
+from vrwkv.runtime.images import open_image, picture_endings
 from vrwkv.runtime.processes import World
 
 
-class FolderDataset(ImageDataset):
-    """timm's dataset, except that a picture that cannot be read stops with its name instead of being skipped."""
+class ImageFolder:
+    """The pictures of one split, found once: `root/split/class/**/picture`, of every format that Pillow reads.
+
+    Links to folders are followed; a folder is read once, so that circles end. What is hidden is left out.
+
+    Args:
+        root: The data's folder.
+        split: The folder in it.
+
+    Raises:
+        UserError: there is no such folder; it holds no classes; a class has no pictures, or its folder is named as a
+            picture is; a folder lies in two classes.
+    """
+
+    def __init__(self, root: str, split: str) -> None:
+        self.path = Path(root, split)
+        if not os.path.isdir(self.path):
+            what = f"data root {root} has no folder {split!r}" if os.path.isdir(root) else f"no data root {root}"
+            raise UserError(f"{what}; pictures are expected as {self.path}/class/picture")
+        self.files = 0  # of any kind
+        self.pictures: dict[str, list[str]] = {}  # paths by class, classes in timm's order: digits by value
+        above = [self.path.resolve(), *self.path.resolve().parents]
+        self._owners = {_identity(folder): "" for folder in above}  # the class of each folder that was read
+        for name in sorted((entry.name for entry in _scan(self.path) if _is_folder(entry)), key=natural_key):
+            self.pictures[name] = self._find(name)
+        if not self.pictures:
+            raise UserError(f"{self.path} holds no class folders")
+
+    def describe(self) -> str:
+        """How many pictures of how many files were found."""
+        pictures = sum(map(len, self.pictures.values()))
+        return f"{self.path}: {pictures} pictures of {self.files} files in {len(self.pictures)} classes"
+
+    def _find(self, name: str) -> list[str]:
+        folder, endings = os.path.join(self.path, name), picture_endings()
+        if os.path.splitext(name)[1].lower() in endings:
+            raise UserError(f"{folder} is a folder and no picture: rename it if it is a class, or move it away")
+        found, waiting = [], [folder]
+        while waiting:
+            here = waiting.pop()
+            if (identity := _identity(here)) in self._owners:
+                if self._owners[identity] not in ("", name):
+                    raise UserError(f"folder {here} lies in two classes, {self._owners[identity]} and {name}")
+                continue  # a circle of links
+            self._owners[identity] = name
+            for entry in _scan(here):
+                if _is_folder(entry):
+                    waiting.append(entry.path)
+                    continue
+                self.files += 1
+                if os.path.splitext(entry.name)[1].lower() in endings and os.path.isfile(entry.path):
+                    found.append(entry.path)
+        if not found:
+            raise UserError(f"class folder {folder} is empty: no file in it has the ending of a picture")
+        return found
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _scan(folder: str | Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"cannot read folder {folder}: {error.strerror}") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
+
+
+class FolderDataset(Dataset[tuple[Any, int]]):
+    """Pictures and their class's place in `class_names`; a picture that cannot be read stops with its name.
+
+    Args:
+        folder: The pictures.
+        class_names: All classes.
+        channels: 1 for grey pictures, 3 for RGB.
+
+    Raises:
+        UserError: a class folder is not among `class_names`.
+    """
+
+    def __init__(self, folder: ImageFolder, class_names: list[str], channels: int) -> None:
+        index = {name: i for i, name in enumerate(class_names)}
+        for name in folder.pictures:
+            if name not in index:
+                unknown = f"class folder {folder.path / name} is none of the {len(class_names)} known classes"
+                raise UserError(f"{unknown}{nearest(name, class_names)}")
+        samples = [(path, index[name]) for name, paths in folder.pictures.items() for path in paths]
+        self.samples = sorted(samples, key=lambda sample: natural_key(sample[0]))
+        self.mode = "L" if channels == 1 else "RGB"
+        self.transform: Any = None  # timm's loader sets it
+
+    def __len__(self) -> int:
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        path, target = self.reader.samples[index]
-        image: Image.Image = open_image(path, self.input_img_mode)
-        return self.transform(image), target
-
-
-def split_folder(root: str, split: str) -> Path:
-    """The folder of one split.
-
-    Raises:
-        UserError: there is none.
-    """
-    folder = Path(root) / split
-    if not folder.is_dir():
-        what = f"data root {root} has no folder {split!r}" if Path(root).is_dir() else f"no data root {root}"
-        raise UserError(f"{what}; pictures are expected as {folder}/class/picture")
-    return folder
-
-
-def find_classes(folder: Path) -> list[str]:
-    """The class folders' names in timm's order (digits by value).
-
-    Raises:
-        UserError: there are none, or one holds no picture.
-    """
-    names = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
-    if not names:
-        raise UserError(f"{folder} holds no class folders")
-    extensions = get_img_extensions()
-    for name in names:
-        with os.scandir(folder / name) as entries:
-            if not any(entry.name.lower().endswith(extensions) for entry in entries):
-                raise UserError(f"class folder {folder / name} is empty: no file ends in {', '.join(extensions)}")
-    return sorted(names, key=natural_key)
-
-
-def open_folder(folder: Path, class_names: list[str], channels: int) -> FolderDataset:
-    """The pictures of `folder`, labelled by their class's place in `class_names`.
-
-    Raises:
-        UserError: a class folder is empty or not among `class_names`.
-    """
-    index = {name: i for i, name in enumerate(class_names)}
-    for name in find_classes(folder):
-        if name not in index:
-            hint = nearest(name, class_names)
-            raise UserError(f"class folder {folder / name} is none of the {len(class_names)} known classes{hint}")
-    return FolderDataset(os.fspath(folder), class_map=index, input_img_mode="L" if channels == 1 else "RGB")
+        path, target = self.samples[index]
+        return self.transform(open_image(path, self.mode)), target
 
 
 def _seed_worker(info: Any) -> int:
@@ -81,7 +131,7 @@ def _seed_worker(info: Any) -> int:
 def _create_loader(dataset: FolderDataset, data_config: dict[str, Any], world: World, **kwargs: Any) -> Any:
     """Batches of (B, C, H, W) pictures, normalised and on the device, and (B,) class indices."""
     return create_loader(
-        dataset,
+        dataset,  # type: ignore[arg-type] # timm needs of its ImageDataset what ours has
         **data_config,
         **kwargs,
         device=world.device,
@@ -93,12 +143,16 @@ def _create_loader(dataset: FolderDataset, data_config: dict[str, Any], world: W
 
 
 def create_train_loader(
-    config: DataConfig, augment: AugmentConfig, class_names: list[str], data_config: dict[str, Any], world: World
+    folder: ImageFolder,
+    class_names: list[str],
+    data_config: dict[str, Any],
+    config: DataConfig,
+    augment: AugmentConfig,
+    world: World,
 ) -> Any:
     """Shuffled, augmented batches; the last incomplete one is dropped."""
-    folder = split_folder(config.root, config.train_split)
     return _create_loader(
-        open_folder(folder, class_names, data_config["input_size"][0]),
+        FolderDataset(folder, class_names, data_config["input_size"][0]),
         data_config,
         world,
         is_training=True,
@@ -115,13 +169,13 @@ def create_train_loader(
 
 
 def create_eval_loader(
-    folder: Path, class_names: list[str], data_config: dict[str, Any], config: DataConfig, world: World
+    folder: ImageFolder, class_names: list[str], data_config: dict[str, Any], config: DataConfig, world: World
 ) -> Any:
     """All pictures in order, resized and cropped at the centre. Each process gets its share, padded to equal size."""
-    dataset = open_folder(folder, class_names, data_config["input_size"][0])
+    dataset = FolderDataset(folder, class_names, data_config["input_size"][0])
     return _create_loader(dataset, data_config, world, batch_size=config.batch_size, num_workers=config.workers)
 
 
-def share_of(dataset: torch.utils.data.Dataset, world: World) -> int:
+def share_of(dataset: Dataset, world: World) -> int:
     """How many pictures of this process's share are no padding."""
     return len(range(world.rank, len(dataset), world.size))  # type: ignore[arg-type]

@@ -8,11 +8,11 @@ from torch import nn
 
 from vrwkv.classification.classifier import load_classifier
 from vrwkv.classification.config import DataConfig
-from vrwkv.classification.data import create_eval_loader, find_classes, share_of, split_folder
+from vrwkv.classification.data import ImageFolder, create_eval_loader, share_of
 from vrwkv.runtime.config import check
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import Amp, World, autocast, join_world
-from vrwkv.runtime.progress import Measure, Meters, Progress
+from vrwkv.runtime.progress import Measure, Meters, Progress, say
 
 MEASURES = (
     Measure("loss", "loss"),
@@ -92,9 +92,11 @@ def validate(
             raise UserError("required: --data-root DIR, because the checkpoint does not name one")
         keys = {"root": root, "val_split": split or classifier.val_split, "batch_size": batch_size, "workers": workers}
         data = check(DataConfig, keys, "option")
-        folder = split_folder(data.root, data.val_split)
-        class_names = classifier.class_names or find_classes(folder)
+        folder = ImageFolder(data.root, data.val_split)
+        class_names = classifier.class_names or list(folder.pictures)
         if len(class_names) != classifier.num_classes:
-            raise UserError(f"the model has {classifier.num_classes} classes, {folder} has {len(class_names)}")
+            raise UserError(f"the model has {classifier.num_classes} classes, {folder.path} has {len(class_names)}")
         loader = create_eval_loader(folder, class_names, classifier.data_config, data, world)
+        if world.primary:
+            say(folder.describe())
         return {**evaluate(classifier.model, loader, world, amp), "images": len(loader.dataset)}

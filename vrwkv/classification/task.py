@@ -8,18 +8,19 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
 from vrwkv.classification.config import AugmentConfig, Config, PictureConfig
-from vrwkv.classification.data import create_eval_loader, create_train_loader, find_classes, split_folder
+from vrwkv.classification.data import ImageFolder, create_eval_loader, create_train_loader
 from vrwkv.classification.evaluate import MEASURES, evaluate, right_answers
 from vrwkv.classification.model import check_model, create_model, data_config_of
 from vrwkv.runtime import checkpoint, trainer
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import World
+from vrwkv.runtime.progress import say
 from vrwkv.runtime.trainer import StepResult, Task
 
 
-def train(config: Config, resume: str | None = None) -> Path:
+def train(config: Config, resume: str | None = None, overwrite: bool = False) -> Path:
     """Trains a classifier: `vrwkv.runtime.trainer.run`, which see."""
-    return trainer.run(ClassificationTask, config, resume)
+    return trainer.run(ClassificationTask, config, resume, overwrite)
 
 
 class ClassificationTask(Task):
@@ -30,7 +31,10 @@ class ClassificationTask(Task):
 
     def __init__(self, config: Config, world: World) -> None:
         self.config, self.world = config, world
-        self.class_names = find_classes(split_folder(config.data.root, config.data.train_split))
+        self.folders = [
+            ImageFolder(config.data.root, split) for split in (config.data.train_split, config.data.val_split)
+        ]
+        self.class_names = list(self.folders[0].pictures)
         self.model_args = {**config.model.args, "num_classes": self._num_classes()}
         self.model = create_model(config.model.name, self.model_args, config.model.pretrained)
         if path := config.model.checkpoint:
@@ -56,9 +60,12 @@ class ClassificationTask(Task):
         picture = data.model_dump(include=set(PictureConfig.model_fields))
         self.data_config = data_config_of(self.model, self.model_args, picture)
         self.batch_size = data.batch_size
-        self.train_loader = create_train_loader(data, self.config.augment, self.class_names, self.data_config, world)
-        val_folder = split_folder(data.root, data.val_split)
-        self.val_loader = create_eval_loader(val_folder, self.class_names, self.data_config, data, world)
+        train, val = self.folders
+        rest = (self.class_names, self.data_config, data)
+        self.train_loader = create_train_loader(train, *rest, self.config.augment, world)
+        self.val_loader = create_eval_loader(val, *rest, world)
+        if world.primary:
+            say(f"{train.describe()}; {val.describe()}")
 
     def training_step(self, model: nn.Module, batch: Any) -> StepResult:
         """The loss of pictures (B, C, H, W) and their classes (B,), mixed where that is asked for."""

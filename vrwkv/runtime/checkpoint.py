@@ -2,10 +2,13 @@
 
 import functools
 import os
+import pickle
+import re
 import sys
+import zlib
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from timm.models import clean_state_dict
@@ -16,6 +19,8 @@ from vrwkv.runtime.errors import UserError, first_line
 FilterFn = Callable[[Mapping[str, Any], Any], dict[str, Tensor]]
 """timm's `checkpoint_filter_fn(state_dict, model)`: the weights by the names of the model."""
 
+_CHECKSUM = b"crc32 %08x"
+
 
 def save(state: dict[str, Any], path: Path) -> None:
     """Writes `state` so that `path` holds either its old content or all of the new one, whatever happens.
@@ -25,8 +30,9 @@ def save(state: dict[str, Any], path: Path) -> None:
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "w+b") as file:
             torch.save(state, file)
+            _add_checksum(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -34,6 +40,34 @@ def save(state: dict[str, Any], path: Path) -> None:
         raise UserError(f"cannot write {path}: {first_line(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _add_checksum(file: BinaryIO) -> None:
+    """Puts a checksum of the whole file where it disturbs no reader: the comment at the end of the zip archive."""
+    size = file.seek(-2, os.SEEK_END)  # behind it stands the length of the comment, 0
+    comment = _CHECKSUM % _crc32(file, size)
+    file.seek(size)
+    file.write(len(comment).to_bytes(2, "little") + comment)
+
+
+def _check_checksum(path: str | Path) -> None:
+    """Raises a UserError if the file has a checksum, and not its own."""
+    length = len(_CHECKSUM % 0)
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END) - 2 - length
+        file.seek(max(0, size))
+        found, comment = file.read(2), file.read()
+        if found == length.to_bytes(2, "little") and comment != _CHECKSUM % _crc32(file, size):
+            raise UserError(f"{path} is damaged: its checksum is not that of its content")
+
+
+def _crc32(file: BinaryIO, size: int) -> int:
+    file.seek(0)
+    value = 0
+    while size > 0:
+        chunk = file.read(min(size, 1 << 20))
+        value, size = zlib.crc32(chunk, value), size - len(chunk)
+    return value
 
 
 def read(path: str | Path, safe: Sequence[Any] = ()) -> dict[str, Any]:
@@ -44,17 +78,24 @@ def read(path: str | Path, safe: Sequence[Any] = ()) -> dict[str, Any]:
         safe: What may be in it beside what torch allows, see `torch.serialization.safe_globals`.
 
     Raises:
-        UserError: the file is missing or no checkpoint.
+        UserError: the file is missing, damaged or no checkpoint, or it wants to run code.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise UserError(f"checkpoint {path} does not exist")
     try:
         if Path(path).suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
+        _check_checksum(path)
         with torch.serialization.safe_globals(list(safe)):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {wanted[1]}" if wanted else "it is damaged, or no checkpoint"
+        raise UserError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
     except Exception as error:  # bytes that are no checkpoint raise a dozen types
         raise UserError(f"{path} is not a checkpoint that can be read safely: {first_line(error)}") from error
     if not isinstance(content, dict):

@@ -1,15 +1,30 @@
 """Opening a picture, the same way for training, validation and prediction."""
 
+import functools
 import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from vrwkv.runtime.errors import UserError, first_line
 
 Picture = str | os.PathLike[str] | Image.Image
 """A file of any format that Pillow reads, or what Pillow has opened."""
+
+
+@functools.cache
+def picture_endings() -> frozenset[str]:
+    """The endings of the files that Pillow reads, such as ".png"; of some more formats it only knows what they are."""
+    Image.init()
+    stubs = {"MPEG", *(kind for kind, (opener, _) in Image.OPEN.items() if _is_stub(opener))}
+    return frozenset(
+        ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in stubs
+    )
+
+
+def _is_stub(opener: object) -> bool:
+    return isinstance(opener, type) and issubclass(opener, ImageFile.StubImageFile)
 
 
 def open_image(image: Picture, mode: str = "RGB") -> Image.Image:

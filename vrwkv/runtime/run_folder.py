@@ -1,54 +1,94 @@
-"""The output folder of a training run."""
+"""The output folder of a training run: what is in it, and who may write to it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import csv
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
-from timm.utils import trim_summary, update_summary
+from timm.utils import update_summary
 
-from vrwkv.runtime.errors import UserError
-from vrwkv.runtime.progress import Measure, draw_curves
+from vrwkv.runtime.errors import UserError, first_line
+from vrwkv.runtime.progress import Measure, draw_curves, say
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """last.pth, best.pth, summary.csv with a row for each epoch, curves.png."""
+    """last.pth, best.pth, summary.csv with a row for each epoch, curves.png; and .lock while a process trains."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last, self.best = path / "last.pth", path / "best.pth"
+        self.summary, self.curves = path / "summary.csv", path / "curves.png"
 
-    @property
-    def last(self) -> Path:
-        return self.path / "last.pth"
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder, and keeps others out of it that do the same; the end of the process frees it too.
 
-    @property
-    def best(self) -> Path:
-        return self.path / "best.pth"
+        Raises:
+            UserError: another process trains there, or the folder cannot be written to.
+        """
+        lock, is_new = self.path / ".lock", not self.path.exists()
+        with self._writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = _take(lock)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # before it is free for others: who has opened it finds that it is gone
+            os.close(file)
+            if is_new:
+                with suppress(OSError):  # something is in it
+                    self.path.rmdir()
 
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.csv"
+    def owns(self, path: Path) -> bool:
+        """Whether a file is in this folder."""
+        return path.resolve().parent == self.path.resolve()
 
-    @property
-    def curves(self) -> Path:
-        return self.path / "curves.png"
+    def check_free(self, resumed: Path | None) -> None:
+        """Raises a UserError if it holds files of a run other than that which goes on from the checkpoint `resumed`."""
+        files = [path.name for path in (self.last, self.best, self.summary, self.curves) if os.path.lexists(path)]
+        newest = self.last if self.last.exists() else self.best
+        if files and not (resumed and resumed.resolve() == newest.resolve()):
+            resume = f"--resume {self.best}" if newest is self.best and self.best.exists() else "--resume"
+            raise UserError(
+                f"{self.path} holds an earlier run ({', '.join(files)}): add {resume} to go on with it, --overwrite to "
+                "replace it, or set another output"
+            )
 
     def prepare(self, epoch: int) -> None:
-        """Makes the folder and drops the rows of epochs after `epoch`, which are yet to come.
+        """Drops what is not of the epochs up to `epoch`: with 0 all files, else rows of the summary that are of later
+        epochs, or torn.
 
         Raises:
             UserError: the folder cannot be written to.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            trim_summary(self.summary, epoch + 1)
-        except OSError as error:
-            raise UserError(f"cannot write to output {self.path}: {error.strerror}") from error
+        with self._writing():
+            if not epoch:
+                for path in (self.last, self.best, self.summary, self.curves):
+                    path.unlink(missing_ok=True)
+            elif self.summary.exists():
+                self._mend_summary(epoch)
+
+    def _mend_summary(self, epoch: int) -> None:
+        lines = self.summary.read_bytes().decode(errors="replace").splitlines(keepends=True)
+        names = next(csv.reader(lines[:1]), [])
+        whole = [line for line in lines[1:] if line.endswith("\n") and _is_row(line, len(names))]
+        kept = [line for line in whole if float(line.partition(",")[0]) <= epoch]
+        if len(whole) < len(lines) - 1:
+            say(f"dropped {len(lines) - 1 - len(whole)} torn rows of {self.summary}")
+        temporary = self.summary.with_name(f"{self.summary.name}.tmp")
+        temporary.write_bytes("".join([*lines[:1], *kept] if names[:1] == ["epoch"] else []).encode())
+        os.replace(temporary, self.summary)
 
     def log(
         self,
         epoch: int,
-        trained: dict[str, float],
-        evaluated: dict[str, float],
+        trained: Mapping[str, float],
+        evaluated: Mapping[str, float],
         lr: float,
         measures: Sequence[Measure],
     ) -> None:
@@ -57,8 +97,40 @@ class RunFolder:
         Raises:
             UserError: the folder cannot be written to.
         """
-        try:
+        with self._writing():
             update_summary(epoch, trained, evaluated, self.summary, lr=lr)
             draw_curves(self.summary, self.curves, measures)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            raise UserError(f"cannot write to output {self.path}: {error.strerror}") from error
+            raise UserError(f"cannot write to output {self.path}: {error.strerror or first_line(error)}") from error
+
+
+def _is_row(line: str, length: int) -> bool:
+    values = line.split(",")
+    with suppress(ValueError):
+        return len(values) == length and all(float(value) is not None for value in values)
+    return False
+
+
+def _take(path: Path) -> int:
+    """Locks a file for this process, and returns its descriptor. Forked processes do not hold it."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(path) and os.path.samestat(os.fstat(file), os.stat(path)):
+                os.ftruncate(file, 0)
+                since = datetime.now().isoformat(" ", "seconds")
+                os.write(file, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+                return file
+        except OSError as error:
+            holder = os.pread(file, 200, 0).decode(errors="replace")
+            os.close(file)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(f"{path.parent} is in use by {holder or 'another process'}") from None
+            raise
+        os.close(file)  # its holder removed it between our opening and our locking it

@@ -7,15 +7,16 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import torch
+from pydantic import Field
 from timm.utils import ModelEmaV3, dispatch_clip_grad, distribute_bn, random_seed
 from torch import Tensor, nn
 
 from vrwkv.runtime import checkpoint
-from vrwkv.runtime.config import check, differences
-from vrwkv.runtime.errors import UserError
+from vrwkv.runtime.config import Section, check, differences
+from vrwkv.runtime.errors import UserError, first_line
 from vrwkv.runtime.processes import World, autocast, join_world
 from vrwkv.runtime.progress import Measure, Meters, Progress, clock, say, text_of
 from vrwkv.runtime.recipe import RunConfig, create_optimizer
@@ -60,7 +61,7 @@ class Task(ABC):
         resumed must have the same."""
 
 
-def run(make_task: Callable[[C, World], Task], config: C, resume: str | None = None) -> Path:
+def run(make_task: Callable[[C, World], Task], config: C, resume: str | None = None, overwrite: bool = False) -> Path:
     """Trains until `config.epochs` epochs are done.
 
     `last.pth` in the output folder always holds the state at the start of the running epoch, so that whatever ends
@@ -70,6 +71,7 @@ def run(make_task: Callable[[C, World], Task], config: C, resume: str | None = N
         make_task: Builds the task; random numbers are seeded before.
         config: What to train, on what, and how.
         resume: None starts anew, "auto" goes on from the output folder's last.pth if there is one, or a checkpoint.
+        overwrite: Replace the files of another run in the output folder.
 
     Returns:
         The path of the best checkpoint.
@@ -80,9 +82,22 @@ def run(make_task: Callable[[C, World], Task], config: C, resume: str | None = N
     with join_world(config.device) as world:
         random_seed(config.seed)  # the same initial weights in each process
         trainer = Trainer(make_task(config, world), config, world)
-        trainer.start(resume)
-        trainer.train()
+        with trainer.folder.locked() if world.primary else contextlib.nullcontext():
+            trainer.start(resume, overwrite)
+            trainer.train()
         return trainer.folder.best
+
+
+class _SavedState(Section, extra="ignore"):
+    """What a checkpoint that can be resumed from holds for the loop."""
+
+    config: dict[str, Any]
+    processes: int
+    epoch: Annotated[int, Field(ge=0)]
+    best_metric: float | None
+    state_dict: dict[str, Any]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
 
 
 class Trainer:
@@ -103,22 +118,22 @@ class Trainer:
         decay = config.optim.ema_decay
         self.ema = ModelEmaV3(task.model, decay, use_warmup=True) if decay else None
 
-    def start(self, resume: str | None) -> None:
+    def start(self, resume: str | None, overwrite: bool = False) -> None:
         """Takes up an earlier run's state where asked to, makes the processes' models equal, and writes last.pth."""
         path = self.folder.last if resume == "auto" else Path(resume) if resume else None
         if resume == "auto" and not self.folder.last.is_file():
             path = None
             if self.world.primary:
                 say(f"no {self.folder.last} to resume from: starting anew")
-        elif path is None and self.folder.last.exists():
-            raise UserError(f"{self.folder.last} holds an earlier run: add --resume, or set another output")
+        if not overwrite:
+            self.folder.check_free(path)
         if path:
             self._restore(path)
         # Waits for all processes, so that none looks for a last.pth that the first writes below.
         distribute = nn.parallel.DistributedDataParallel if self.world.distributed else lambda model: model
         self.distributed_model: Any = distribute(self.task.model)
         if self.world.primary and self.epoch < self.config.epochs:
-            self.folder.prepare(self.epoch)
+            self.folder.prepare(self.epoch if path and self.folder.owns(path) else 0)
             checkpoint.save(self.state({}), self.folder.last)
 
     def state(self, metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -137,27 +152,38 @@ class Trainer:
         }
 
     def _restore(self, path: Path) -> None:
-        content = checkpoint.read(path)
+        try:
+            content = checkpoint.read(path)
+        except UserError as error:
+            if path != self.folder.last or not self.folder.best.is_file():
+                raise
+            raise UserError(f"{error}; to go on from the best: --resume {self.folder.best} --overwrite") from error
         if "optimizer" not in content:
             raise UserError(f"checkpoint {path} has no training state; model.checkpoint starts from its weights")
-        self._check_same_run(content, path)
+        saved = check(_SavedState, content, f"checkpoint {path}: entry")
+        self._check_same_run(saved, content, path)
         checkpoint.load(self.task.model, {"state_dict": content["state_dict"]}, path)
         if self.ema:
-            checkpoint.load(self.ema.module, content, path)
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
-        self.epoch = content["epoch"]
-        if self.folder.best.exists():  # in another output folder, the best is yet to come
-            self.best = content["best_metric"]
+            checkpoint.load(self.ema.module, {"state_dict": content.get("state_dict_ema", {})}, path)
+        try:
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.scaler.load_state_dict(content["scaler"])
+        except Exception as error:  # they trust what they are given
+            raise UserError(f"checkpoint {path} has no state of this optimizer: {first_line(error)}") from error
+        self.epoch = saved.epoch
+        if self.folder.owns(path) and self.folder.best.exists():  # elsewhere, the best is yet to come
+            self.best = saved.best_metric
+        elif self.epoch >= self.config.epochs:
+            raise UserError(f"checkpoint {path} has done {self.epoch} epochs, which is all that epochs asks for")
         if self.world.primary:
             say(f"resuming from {path} after epoch {self.epoch}")
 
-    def _check_same_run(self, content: Mapping[str, Any], path: Path) -> None:
+    def _check_same_run(self, saved: "_SavedState", content: Mapping[str, Any], path: Path) -> None:
         """What makes the numbers may not differ; where and for how long they are made may."""
-        changed = differences(check(type(self.config), content["config"]), self.config)
+        changed = differences(check(type(self.config), saved.config, f"checkpoint {path}: config key"), self.config)
         changed += [name for name, value in self.task.content().items() if content.get(name) != value]
-        if content["processes"] != self.world.size:
-            changed.append(f"the number of processes was {content['processes']}, is {self.world.size}")
+        if saved.processes != self.world.size:
+            changed.append(f"the number of processes was {saved.processes}, is {self.world.size}")
         if changed:
             raise UserError(f"checkpoint {path} is of another run: " + "; ".join(changed))
 

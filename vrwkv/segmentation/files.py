@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from vrwkv.runtime.errors import UserError
+from vrwkv.runtime.images import picture_endings
 from vrwkv.segmentation.draw import draw_mask, draw_overlay
 from vrwkv.segmentation.segment import segment
 
@@ -19,11 +19,10 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     Raises:
         UserError: a folder holds no pictures.
     """
-    known = Image.registered_extensions()
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = [file for file in sorted(path.iterdir()) if file.suffix.lower() in known]
+            inside = [file for file in sorted(path.iterdir()) if file.suffix.lower() in picture_endings()]
             if not inside:
                 raise UserError(f"folder {path} holds no pictures")
             found += inside
