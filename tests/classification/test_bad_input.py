@@ -44,6 +44,8 @@ def own_data(tmp_path):
         ("schedule.name=cosin", "config key schedule.name must be 'cosine', "),
         ("device=gpu", "device 'gpu' cannot be used"),
         ("data.batch_size=64", "the training data fill batches of 0 samples; one update needs 64"),
+        ("device=meta", "device 'meta' cannot be used: "),
+        ("device=3", "config key device must be a valid string, not 3"),
         ("data.root=absent", "no data root absent"),
         ("data.val_split=dev", "has no folder 'dev'"),
     ],
@@ -51,6 +53,149 @@ def own_data(tmp_path):
 def test_settings(setting, expected, tmp_path, train, train_args, error):
     assert expected in error(train, train_args(tmp_path / "output", setting))
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("output=''", "at least 1 character"),
+        ("data.workers=-1", "greater than or equal to 0"),
+        ("data.img_size=0", "greater than or equal to 1"),
+        ("data.interpolation=foo", "must be 'bicubic', 'bilinear', 'nearest', 'lanczos', 'hamming' or 'box'"),
+        ("data.crop_pct=-1", "greater than 0"),
+        ("data.crop_pct=1.5", "less than or equal to 1"),
+        ("data.mean=[]", "at least 1 item"),
+        ("data.mean[1]=[0.5, 2, 0.5]", "less than or equal to 1"),
+        ("data.std[0]=[0, 1, 1]", "greater than 0"),
+        ("augment.scale=[1]", "at least 2 items"),
+        ("augment.scale[1]=[1, 0]", "greater than 0"),
+        ("augment.scale[1]=[0.1, 1.1]", "less than or equal to 1"),
+        ("augment.scale=[1, 0.5]", "must rise, not [1.0, 0.5]"),
+        ("augment.ratio[0]=[0, 0]", "greater than 0"),
+        ("augment.ratio=[1, 2, 3]", "at most 2 items"),
+        ("augment.hflip=2", "less than or equal to 1"),
+        ("augment.color_jitter=-1", "greater than or equal to 0"),
+        ("augment.auto_augment=foo", "must be in timm's notation, such as rand-m9-mstd0.5-inc1, not 'foo'"),
+        ("augment.auto_augment=rand-m9-x5", "must be in timm's notation, not 'rand-m9-x5'"),
+        ("augment.erase_prob=1.5", "less than or equal to 1"),
+        ("augment.mixup=-1", "greater than or equal to 0"),
+        ("augment.cutmix=.inf", "finite number"),
+        ("augment.label_smoothing=1", "less than 1"),
+        ("optim.lr=-1", "greater than or equal to 0"),
+        ("optim.lr=.nan", "finite number"),
+        ("optim.lr_batch_size=0", "greater than or equal to 1"),
+        ("optim.weight_decay=-1", "greater than or equal to 0"),
+        ("optim.clip_grad=-1", "greater than 0"),
+        ("optim.accumulate=0", "greater than or equal to 1"),
+        ("optim.ema_decay=2", "less than 1"),
+        ("optim.ema_decay=0", "greater than 0"),
+        ("schedule.warmup_epochs=-1", "greater than or equal to 0"),
+        ("schedule.warmup_lr=-1", "greater than or equal to 0"),
+        ("schedule.min_lr=-1", "greater than or equal to 0"),
+        ("seed=-1", "greater than or equal to 0"),
+        ("seed=1e3", "valid integer"),
+        ("model.args={1: 2}", "valid string"),
+        ("model.args={drop_path_rate: 2}", "must have a drop_path_rate of at least 0 and less than 1, not 2"),
+        ("model.compile=1", "valid boolean"),
+    ],
+)
+def test_values_out_of_range(setting, expected, tmp_path, train, train_args, error):
+    name, _, value = setting.partition("=")
+    key = name.partition("[")[0]
+    message = error(train, train_args(tmp_path / "output", f"{key}={value}"))
+    assert message.startswith(f"error: config key {key}")
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["data.std=[1, 1]"], "data.std must have 1 or 3 values, not [1.0, 1.0]"),
+        (["model.args.in_chans=1", "data.mean=[0.5, 0.5, 0.5]"], "data.mean must have 1 or 1 values"),
+        (["model.args.in_chans=5"], "pictures have 1 or 3 channels, the model takes 5"),
+        (["model.args.img_size=0"], "model test_vrwkv cannot be built"),
+        (
+            ["model.name=test_vit", "model.args={img_size: 160}", "data.img_size=96"],
+            "cannot take pictures of 3 x 96 x 96",
+        ),
+        (["model.args.global_pool=''"], "VisionRWKV gives (1, 4, 3) for a picture, required are (1, 3) logits"),
+        (["augment.mixup=0.2", "data.batch_size=3"], "mixup and cutmix need an even data.batch_size, not 3"),
+        (["optim.name=adahessian"], "optim.name adahessian needs second derivatives"),
+        (["optim.name=bnbadam"], "optim or schedule cannot be used: "),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_values_that_do_not_fit_each_other(settings, expected, tmp_path, train, train_args, error):
+    assert expected in error(train, train_args(tmp_path / "output", *settings))
+    assert not (tmp_path / "output").exists()
+
+
+def test_half_precision_of_a_run_in_single(run, train, train_args, error):
+    message = error(train, [*train_args(run, "epochs=3", "amp=float16"), "--resume"])
+    assert message.endswith("is of another run: amp was 'none', is 'float16'")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--batch-size", "0"], "option batch_size must be greater than or equal to 1, not 0"),
+        (["--workers", "-1"], "option workers must be greater than or equal to 0, not -1"),
+        (["--img-size", "-3"], "option img_size must be greater than or equal to 1, not -3"),
+        (["--crop-pct", "0"], "option crop_pct must be greater than 0, not 0.0"),
+        (["--crop-pct", "nan"], "option crop_pct must be "),
+        (["--split", "absent"], "has no folder 'absent'"),
+        (["--device", "meta"], "device 'meta' cannot be used"),
+    ],
+)
+def test_options_of_validate(options, expected, run, validate, error):
+    assert expected in error(validate, ["--checkpoint", str(run / "best.pth"), *options])
+
+
+@pytest.mark.parametrize("topk", ["0", "-1"])
+def test_topk(topk, run, predict, data_root, error):
+    argv = [str(data_root / "val/red/0.png"), "--checkpoint", str(run / "best.pth"), "--topk", topk]
+    assert f"topk must be at least 1, not {topk}" in error(predict, argv)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"class_names": ["a"]}, "the model has 3 classes, 1 names are given"),
+        ({"class_names": [1, 2, 3]}, "entry class_names[0] must be a valid string, not 1"),
+        ({"model_args": []}, "entry model_args must be a valid dictionary"),
+        ({"arch": 3}, "entry arch must be a valid string"),
+        ({"arch": "absent"}, "unknown model 'absent'"),
+        ({"data_config": {}}, "entry 'data_config.input_size' is missing"),
+        ({"data_config.input_size": (3, 16)}, "entry 'data_config.input_size[2]' is missing"),
+        ({"data_config.mean": (0.5, 0.5)}, "mean must have 1 or 3 values"),
+        ({"data_config.std": (0.0, 1.0, 1.0)}, "entry data_config.std[0] must be greater than 0"),
+        ({"data_config.interpolation": "foo"}, "entry data_config.interpolation must be "),
+        ({"data_config.crop_mode": "foo"}, "entry data_config.crop_mode must be "),
+        ({"config": {"data": 3}}, "entry config.data must be a valid dictionary"),
+    ],
+    ids=str,
+)
+def test_entries_of_a_checkpoint(change, expected, run, data_root, tmp_path, predict, error):
+    content = torch.load(run / "best.pth", weights_only=True)
+    for key, value in change.items():
+        name, _, inner = key.partition(".")
+        content[name] = {**content[name], inner: value} if inner else value
+    torch.save(content, tmp_path / "x.pth")
+    assert expected in error(predict, [str(data_root / "val/red/0.png"), "--checkpoint", str(tmp_path / "x.pth")])
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("vrwkv_tny", "vrwkv_tiny_patch16_224"),
+        ("vrkwv_small", "vrwkv_small_patch16_224"),
+        ("resnet51", "resnet5"),
+        ("vit_tiny_patch16_225", "vit_tiny_patch16_224"),
+    ],
+)
+def test_nearest_model(name, first, tmp_path, train, train_args, error):
+    message = error(train, train_args(tmp_path / "output", f"model.name={name}"))
+    assert message.startswith(f"error: unknown model {name!r}; nearest: {first}")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, overload
+from typing import Annotated, Any, Literal, NamedTuple, overload
 
 import torch
 from PIL import Image
@@ -11,7 +11,7 @@ from pydantic import Field
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from torch import nn
 
-from vrwkv.classification.config import PictureConfig
+from vrwkv.classification.config import Interpolation, PictureConfig
 from vrwkv.classification.model import check_model, create_model, data_config_of
 from vrwkv.runtime import checkpoint
 from vrwkv.runtime.config import Positive, PositiveShare, Section, Text, check
@@ -141,11 +141,11 @@ def predict_files(classifier: Classifier, paths: Sequence[str | Path], topk: int
 
 class _DataSettings(Section, extra="ignore"):
     input_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
-    interpolation: Text
+    interpolation: Interpolation
     mean: tuple[float, ...]
     std: tuple[Positive, ...]
     crop_pct: PositiveShare
-    crop_mode: Text
+    crop_mode: Literal["center", "squash", "border"]
 
 
 class _DataKeys(Section, extra="ignore"):

@@ -29,11 +29,14 @@ class ModelConfig(Section):
     compile: Annotated[bool, MAY_CHANGE] = False
 
 
+Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos", "hamming", "box"]
+
+
 class PictureConfig(Section):
     """How a picture becomes a tensor; None: as the model has it."""
 
     img_size: Annotated[int, Field(ge=1, le=16384)] | None = None  # height and width in pixels
-    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos", "hamming", "box"] | None = None
+    interpolation: Interpolation | None = None
     crop_pct: PositiveShare | None = None  # part of the resized picture that the centre crop of validation keeps
     mean: Annotated[list[Share], Field(min_length=1)] | None = None
     std: Annotated[list[Positive], Field(min_length=1)] | None = None

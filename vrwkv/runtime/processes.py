@@ -47,8 +47,8 @@ def choose_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, ImportError) as error:  # torch built without CUDA raises an AssertionError
+        torch.zeros(1, device=name).item()  # which takes a device that computes
+    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:  # without CUDA: AssertionError
         raise UserError(f"device {name!r} cannot be used: {first_line(error)}") from error
     return name
 
