@@ -115,8 +115,8 @@ def test_values_out_of_range(setting, expected, tmp_path, train, train_args, err
         (["model.args.in_chans=5"], "pictures have 1 or 3 channels, the model takes 5"),
         (["model.args.img_size=0"], "model test_vrwkv cannot be built"),
         (
-            ["model.name=test_vit", "model.args={img_size: 160}", "data.img_size=96"],
-            "cannot take pictures of 3 x 96 x 96",
+            ["model.name=test_vit", "model.args={img_size: 32, dynamic_img_size: false}", "data.img_size=48"],
+            "VisionTransformer cannot take pictures of 3 x 48 x 48: ",
         ),
         (["model.args.global_pool=''"], "VisionRWKV gives (1, 4, 3) for a picture, required are (1, 3) logits"),
         (["augment.mixup=0.2", "data.batch_size=3"], "mixup and cutmix need an even data.batch_size, not 3"),
