@@ -32,6 +32,21 @@ def test_shapes(kind, size):
     assert [tuple(y.shape) for y in maps] == expected
 
 
+@pytest.mark.parametrize("strides", [(16,), (4, 16), (8, 32)])
+@torch.no_grad()
+def test_strides_that_are_asked_for(strides):
+    """They are those of all four; what the others need is not there."""
+    every, some = create("VRWKV").eval(), create("VRWKV", strides=strides).eval()
+    parts = {4: "upsample_4x", 8: "upsample_2x"}
+    assert {name for name, part in some.pyramid.named_children() if list(part.parameters())} == {
+        part for stride, part in parts.items() if stride in strides
+    }
+    some.load_state_dict({name: tensor for name, tensor in every.state_dict().items() if name in some.state_dict()})
+    images = torch.randn(1, 3, 50, 90)  # padded to 64 x 96 for each of them
+    expected = dict(zip(every.strides, every(images), strict=True))
+    torch.testing.assert_close(list(some(images)), [expected[stride] for stride in strides], rtol=0, atol=0)
+
+
 @both
 def test_every_parameter_has_a_gradient(kind):
     backbone = create(kind)
@@ -63,6 +78,9 @@ def test_bad_arguments():
         VRWKVAdapter(**ARGS, interaction_indexes=[[0, 1], [2, 3]])
     with pytest.raises(ValueError, match="multiple of 5 heads"):
         VRWKVAdapter(**ARGS, **GROUPS | {"deform_num_heads": 5})
+    for strides in ((), (2,), (16, 4), (4, 4)):
+        with pytest.raises(ValueError, match="strides must be some of 4, 8, 16, 32 in this order"):
+            VRWKV(**ARGS, strides=strides)
     with pytest.raises(ValueError, match="16 pixels"):
         VRWKV("test_vrwkv", {"patch_size": 8})
     with pytest.raises(ValueError, match="init_cfg must be"):

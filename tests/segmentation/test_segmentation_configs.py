@@ -20,8 +20,11 @@ def test_config(path):
     backbone, dim = model.backbone, 2 * model.backbone.get("deform_num_heads", 12)
     backbone.init_cfg = None
     backbone.model_args.embed_dim = dim
-    model.decode_head.update(in_channels=[dim] * 4, channels=8)
-    if "auxiliary_head" in model:
+    in_channels = [dim] * 4
+    if backbone.type == "VRWKVDetail":
+        backbone.detail_width, in_channels = 2, [4, 8, dim]
+    model.decode_head.update(in_channels=in_channels, channels=8)
+    if model.auxiliary_head:
         model.auxiliary_head.update(in_channels=dim, channels=8)
     model.data_preprocessor.size = (64, 96)
     segmentor = revert_sync_batchnorm(MODELS.build(model))
@@ -42,5 +45,5 @@ def test_config(path):
     assert results[0].pred_sem_seg.data.shape == (1, 64, 96)
 
 
-def test_there_are_seven():
-    assert len(CONFIGS) == 7
+def test_there_are_eleven():
+    assert len(CONFIGS) == 11

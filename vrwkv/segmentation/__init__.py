@@ -13,17 +13,21 @@ except ImportError as error:
 from vrwkv.segmentation.adapter import VRWKVAdapter
 from vrwkv.segmentation.backbone import VRWKV
 from vrwkv.segmentation.checkpoint import checkpoint_filter_fn
+from vrwkv.segmentation.detail import VRWKVDetail
 from vrwkv.segmentation.draw import draw_mask, draw_overlay
 from vrwkv.segmentation.layer_decay import VRWKVLayerDecay
+from vrwkv.segmentation.mlp_head import LeanSegformerHead
 from vrwkv.segmentation.runner import test, train
 from vrwkv.segmentation.segment import Segmentation, load_segmentor, segment
 from vrwkv.segmentation.uper_head import LeanUPerHead
 
 __all__ = [
     "VRWKV",
+    "LeanSegformerHead",
     "LeanUPerHead",
     "Segmentation",
     "VRWKVAdapter",
+    "VRWKVDetail",
     "VRWKVLayerDecay",
     "checkpoint_filter_fn",
     "draw_mask",

@@ -9,7 +9,7 @@ from mmcv.cnn import build_norm_layer
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from vrwkv.segmentation.backbone import STRIDES, VRWKVBackbone
+from vrwkv.segmentation.backbone import VRWKVBackbone
 from vrwkv.segmentation.interaction import Interaction, SpatialPrior
 
 
@@ -48,7 +48,7 @@ class VRWKVAdapter(VRWKVBackbone):
         with_cp: bool = False,
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(model, model_args, keep_norm=False, with_cp=with_cp, init_cfg=init_cfg)
+        super().__init__(model, model_args, (4, 8, 16, 32), keep_norm=False, with_cp=with_cp, init_cfg=init_cfg)
         self.groups = [range(first, last + 1) for first, last in interaction_indexes]
         depth = len(self.vrwkv.blocks)
         if len(self.groups) != 4 or [i for group in self.groups for i in group] != list(range(depth)):
@@ -65,7 +65,7 @@ class VRWKVAdapter(VRWKVBackbone):
         )
         self.up = nn.ConvTranspose2d(dim, dim, 2, stride=2)
         nn.init.kaiming_normal_(self.up.weight, mode="fan_out", nonlinearity="relu")
-        self.norms = nn.ModuleList(build_norm_layer(norm, dim)[1] for _ in STRIDES)
+        self.norms = nn.ModuleList(build_norm_layer(norm, dim)[1] for _ in self.strides)
 
     def forward_padded(self, x: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`VRWKVBackbone.forward_padded`."""

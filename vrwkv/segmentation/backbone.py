@@ -1,6 +1,6 @@
-"""VRWKV as a backbone of mmsegmentation: any of our timm models with four maps as its output."""
+"""VRWKV as a backbone of mmsegmentation: any of our timm models with maps of several strides as its output."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -16,7 +16,7 @@ from vrwkv.runtime.checkpoint import convert_on_load
 from vrwkv.runtime.errors import nearest
 from vrwkv.segmentation.checkpoint import checkpoint_filter_fn, load_pretrained
 
-STRIDES = (4, 8, 16, 32)
+PATCH = 16
 
 
 def create_vrwkv(name: str, args: Mapping[str, Any] | None) -> Any:
@@ -36,11 +36,12 @@ def create_vrwkv(name: str, args: Mapping[str, Any] | None) -> Any:
 
 
 class VRWKVBackbone(BaseModule):
-    """What both backbones share: the timm model in `vrwkv`, any image size, and loading of the authors' files.
+    """What all backbones share: the timm model in `vrwkv`, any image size, and loading of the authors' files.
 
     Args:
         model: name of one of our timm models.
         model_args: keywords for it; ``pretrained=True`` takes its published weights.
+        strides: of the maps that are returned.
         keep_norm: whether the model's final norm is used.
         with_cp: recompute the blocks in the backward pass instead of keeping their activations.
         init_cfg: ``dict(type="Pretrained", checkpoint=PATH)`` for the authors' or our own classification weights.
@@ -50,6 +51,7 @@ class VRWKVBackbone(BaseModule):
         self,
         model: str,
         model_args: Mapping[str, Any] | None,
+        strides: Sequence[int],
         keep_norm: bool,
         with_cp: bool,
         init_cfg: Mapping[str, Any] | None,
@@ -57,6 +59,7 @@ class VRWKVBackbone(BaseModule):
         super().__init__(init_cfg)
         if init_cfg and (set(init_cfg) != {"type", "checkpoint"} or init_cfg["type"] != "Pretrained"):
             raise ValueError(f"init_cfg must be dict(type='Pretrained', checkpoint=PATH), got {dict(init_cfg)}")
+        self.strides = tuple(strides)
         self.vrwkv: Any = create_vrwkv(model, model_args)
         self.vrwkv.prune_intermediate_layers(1, prune_norm=not keep_norm)
         self.vrwkv.set_grad_checkpointing(with_cp)
@@ -69,52 +72,66 @@ class VRWKVBackbone(BaseModule):
             load_pretrained(self, self.init_cfg["checkpoint"])
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Maps of stride 4, 8, 16, 32.
+        """One map for each of `strides`.
 
         Args:
             x: images, ``(B, 3, H, W)`` of any size; they are padded with zeros at the right and bottom to multiples
-                of 32 pixels.
+                of a patch and of the largest stride.
 
         Returns:
-            Four maps, ``(B, C, ceil(H / s), ceil(W / s))``.
+            Maps ``(B, channels, ceil(H / s), ceil(W / s))``, s in `strides`.
         """
         height, width = x.shape[-2:]
-        maps = self.forward_padded(F.pad(x, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1])))
+        multiple = max(PATCH, *self.strides)
+        maps = self.forward_padded(F.pad(x, (0, -width % multiple, 0, -height % multiple)))
         return tuple(
-            y[..., : -(-height // stride), : -(-width // stride)] for y, stride in zip(maps, STRIDES, strict=True)
+            y[..., : -(-height // stride), : -(-width // stride)] for y, stride in zip(maps, self.strides, strict=True)
         )
 
     def forward_padded(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The four maps of images ``(B, 3, H, W)``, H and W multiples of 32."""
+        """The maps of images ``(B, 3, H, W)``, H and W multiples of a patch and of the largest stride."""
         raise NotImplementedError
+
+
+_RESIZED_BY = {4: "upsample_4x", 8: "upsample_2x", 16: "identity", 32: "downsample_2x"}
+"""The parts of mmseg's pyramid by the strides that they bring a map of stride 16 to."""
 
 
 @MODELS.register_module()
 class VRWKV(VRWKVBackbone):
-    """A plain VRWKV; its last map is brought to the four strides by transposed convolutions and pooling.
+    """A plain VRWKV; its last map is brought to other strides by transposed convolutions and pooling.
 
     Args:
         model: name of one of our timm models.
         model_args: keywords for it.
+        strides: of the maps that are returned, some of 4, 8, 16 and 32; what the others need is not built.
         norm_cfg: mmcv's name of the pyramid's BatchNorm.
         with_cp: recompute the blocks in the backward pass instead of keeping their activations.
         init_cfg: ``dict(type="Pretrained", checkpoint=PATH)`` for classification weights.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     def __init__(
         self,
         model: str,
         model_args: Mapping[str, Any] | None = None,
+        strides: Sequence[int] = tuple(_RESIZED_BY),
         norm_cfg: Mapping[str, Any] | None = None,
         with_cp: bool = False,
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(model, model_args, keep_norm=True, with_cp=with_cp, init_cfg=init_cfg)
-        self.pyramid = Feature2Pyramid(self.embed_dim, norm_cfg=dict(norm_cfg or {"type": "BN"}))
+        if not strides or list(strides) != [stride for stride in _RESIZED_BY if stride in strides]:
+            raise ValueError(f"strides must be some of {', '.join(map(str, _RESIZED_BY))} in this order, got {strides}")
+        super().__init__(model, model_args, strides, keep_norm=True, with_cp=with_cp, init_cfg=init_cfg)
+        rescales = [PATCH / stride for stride in strides]
+        self.pyramid = Feature2Pyramid(self.embed_dim, rescales, dict(norm_cfg or {"type": "BN"}))
 
     def forward_padded(self, x: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`VRWKVBackbone.forward_padded`."""
         tokens = self.vrwkv.forward_features(x)
         # A view, so channels lie last in memory: transposed convolutions are up to four times as fast that way on CPUs.
-        last = tokens.transpose(1, 2).unflatten(2, (x.shape[2] // 16, x.shape[3] // 16))
-        return self.pyramid([last] * len(STRIDES))
+        last = tokens.transpose(1, 2).unflatten(2, (x.shape[2] // PATCH, x.shape[3] // PATCH))
+        # The pyramid's own forward wants all four.
+        return tuple(self.pyramid.get_submodule(_RESIZED_BY[stride])(last) for stride in self.strides)

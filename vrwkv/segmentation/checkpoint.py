@@ -57,7 +57,7 @@ def read(path: str | Path) -> dict[str, Any]:
         ) from error
 
 
-_ADAPTER = re.compile(r"(spm|interactions|up|norms|norm[1-4]|pyramid)\.|level_embed$")
+_ADAPTER = re.compile(r"(spm|interactions|up|norms|norm[1-4]|pyramid|detail)\.|level_embed$|detail_scale$")
 """Parameters of the backbones, by the authors' names and ours, that are none of the timm model."""
 
 

@@ -14,7 +14,8 @@ from vrwkv.segmentation.deformable import DeformableAttention, Shape, pixel_cent
 EPS = 1e-6  # of the adapter's LayerNorms
 
 
-def _conv_norm_relu(in_channels: int, channels: int, stride: int, norm_cfg: dict[str, Any]) -> list[nn.Module]:
+def conv_norm_relu(in_channels: int, channels: int, stride: int, norm_cfg: dict[str, Any]) -> list[nn.Module]:
+    """A 3x3 convolution, a norm by mmcv's name, and ReLU."""
     conv = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
     return [conv, build_norm_layer(norm_cfg, channels)[1], nn.ReLU(inplace=True)]
 
@@ -30,11 +31,11 @@ class SpatialPrior(nn.Module):
 
     def __init__(self, width: int, dim: int, norm_cfg: dict[str, Any]) -> None:
         super().__init__()
-        stem = [layer for i in range(3) for layer in _conv_norm_relu(width if i else 3, width, 1 if i else 2, norm_cfg)]
+        stem = [layer for i in range(3) for layer in conv_norm_relu(width if i else 3, width, 1 if i else 2, norm_cfg)]
         self.stem = nn.Sequential(*stem, nn.MaxPool2d(3, stride=2, padding=1))
-        self.conv2 = nn.Sequential(*_conv_norm_relu(width, 2 * width, 2, norm_cfg))
-        self.conv3 = nn.Sequential(*_conv_norm_relu(2 * width, 4 * width, 2, norm_cfg))
-        self.conv4 = nn.Sequential(*_conv_norm_relu(4 * width, 4 * width, 2, norm_cfg))
+        self.conv2 = nn.Sequential(*conv_norm_relu(width, 2 * width, 2, norm_cfg))
+        self.conv3 = nn.Sequential(*conv_norm_relu(2 * width, 4 * width, 2, norm_cfg))
+        self.conv4 = nn.Sequential(*conv_norm_relu(4 * width, 4 * width, 2, norm_cfg))
         self.fc1 = nn.Conv2d(width, dim, 1)
         self.fc2 = nn.Conv2d(2 * width, dim, 1)
         self.fc3 = nn.Conv2d(4 * width, dim, 1)

@@ -23,7 +23,7 @@ class VRWKVLayerDecay(DefaultOptimWrapperConstructor):
             raise ValueError(f"paramwise_cfg must be dict(decay_rate=...), got {dict(self.paramwise_cfg)}")
         model = getattr(getattr(module, "backbone", None), "vrwkv", None)
         if model is None:
-            raise ValueError("VRWKVLayerDecay needs a segmentor with backbone VRWKV or VRWKVAdapter")
+            raise ValueError("VRWKVLayerDecay needs a segmentor with one of our backbones")
         outside = len(model.blocks) + 1
         layers = {f"backbone.vrwkv.{name}": layer for name, layer
                   in group_parameters(model, model.group_matcher(), reverse=True).items()}  # fmt: skip

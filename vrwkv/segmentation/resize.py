@@ -1,0 +1,32 @@
+"""Bilinear resizing in parts, so that what is resized need never be held as a whole."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def neighbours(given: int, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Between which of `given` pixels in a line each of `wanted` pixels lies, as interpolate has it.
+
+    Returns:
+        The one before and the one after, int64, and the weight of the latter, fp32; each ``(wanted,)``.
+    """
+    places = ((torch.arange(wanted, dtype=torch.float32) + 0.5) * (given / wanted) - 0.5).clamp(0, given - 1)
+    before = places.long()
+    return before, (before + 1).clamp(max=given - 1), places - before
+
+
+def resize_rows(x: Tensor, rows: slice, size: tuple[int, int]) -> Tensor:
+    """Some rows of what interpolate makes of a map with ``align_corners=False``.
+
+    Args:
+        x: ``(B, C, h, w)``.
+        rows: which of the H rows that are wanted.
+        size: ``(H, W)`` of the whole result.
+
+    Returns:
+        ``(B, C, rows, W)``.
+    """
+    above, below, weight = (each[rows].to(x.device) for each in neighbours(x.shape[2], size[0]))
+    mixed = torch.lerp(x[:, :, above], x[:, :, below], weight.to(x.dtype).unsqueeze(-1))
+    return F.interpolate(mixed, (len(above), size[1]), mode="bilinear", align_corners=False)
