@@ -133,3 +133,16 @@ def test_number_of_class_names(run):
 def test_cmyk(run, predict, tmp_path):
     picture((10, 10, 10), seed=1).convert("CMYK").save(tmp_path / "x.jpg")
     assert predict([str(tmp_path / "x.jpg"), "--checkpoint", str(run / "best.pth")]) == 0
+
+
+def test_nothing_but_json_on_stdout(run, data_root, validate, predict, monkeypatch, capsys):
+    """Whatever else a library prints there."""
+    create_model = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: print("hello") or create_model(*args, **kwargs))
+    argv = ["--checkpoint", str(run / "best.pth"), "--json"]
+    assert validate([*argv, "-j", "0"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["images"] == 15
+    assert "hello" in captured.err
+    assert predict([str(data_root / "val/red/0.png"), *argv]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 1

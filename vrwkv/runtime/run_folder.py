@@ -31,7 +31,7 @@ class RunFolder:
         Raises:
             UserError: another process trains there, or the folder cannot be written to.
         """
-        lock, is_new = self.path / ".lock", not self.path.exists()
+        lock, is_new = self.path / ".lock", not os.path.exists(self.path)
         with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
             file = _take(lock)
