@@ -63,3 +63,10 @@ def test_bad_files(tmp_path):
     ):
         with pytest.raises(UserError, match=expected):
             open_image(tmp_path / name)
+
+
+def test_picture_that_would_fill_the_memory(tmp_path, monkeypatch):
+    picture((1, 2, 3), seed=0).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match=r"cannot read image .*x.png: Image size \(480 pixels\) exceeds limit"):
+        open_image(tmp_path / "x.png")

@@ -2,9 +2,12 @@
 
 import errno
 import os
+import random
+import resource
 import signal
 import socket
 import sys
+import time
 
 import pytest
 import torch
@@ -77,6 +80,44 @@ def test_lock_of_a_dead_process_does_not_block(holder, config, tmp_path):
     run(MeanColour, config(), "auto")
     assert epoch(tmp_path / "output" / "last.pth") == 2
     assert not (tmp_path / "output" / ".lock").exists()
+
+
+def test_killed_at_any_moment(config, tmp_path):
+    """And resumed each time, a run ends with the bits of one that was not."""
+    generator = random.Random(0)
+    run(MeanColour, config("unbroken", epochs=6))
+    for _ in range(6):
+        process = Forked(lambda: run(MeanColour, config("broken", epochs=6), "auto") and 0)
+        time.sleep(generator.uniform(0.01, 0.2))
+        process.process.kill()
+        process.wait()
+    run(MeanColour, config("broken", epochs=6), "auto")
+    one, other = (torch.load(tmp_path / name / "last.pth", weights_only=True) for name in ("unbroken", "broken"))
+    assert all(torch.equal(value, other["state_dict"][key]) for key, value in one["state_dict"].items())
+    lines = (tmp_path / "broken" / "summary.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["epoch", *"123456"]
+
+
+def test_disk_that_fills(output, config):
+    """What was there stays whole, and the run can go on when there is room."""
+    before = (output / "last.pth").read_bytes()
+
+    def train():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+        try:
+            run(MeanColour, config(epochs=3), "auto")
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return 1
+        return 0
+
+    process = Forked(train)
+    assert f"cannot write {output / 'last.pth'}: " in process.stderr.read()
+    assert process.wait() == 1
+    assert (output / "last.pth").read_bytes() == before
+    assert not list(output.glob("*.tmp"))
+    run(MeanColour, config(epochs=3), "auto")
+    assert epoch(output / "last.pth") == 3
 
 
 def test_lock_that_is_removed_while_another_waits_for_it(tmp_path, monkeypatch):
