@@ -2,6 +2,7 @@
 
 python tools/segment.py photo.jpg --config CONFIG --checkpoint CHECKPOINT --out output/segments
 python tools/segment.py photos/ more/*.png --config CONFIG --checkpoint CHECKPOINT --out output/segments --json
+python tools/segment.py map.tif --config CONFIG --checkpoint CHECKPOINT --out output/maps --tile 1024 --classes water
 """
 
 import argparse
@@ -16,6 +17,7 @@ from vrwkv.runtime.errors import command_line
 @command_line
 def main(argv: Sequence[str] | None = None) -> int:
     # In here, so that a missing mmsegmentation takes one line to tell.
+    from vrwkv.runtime.processes import AMP
     from vrwkv.segmentation.config import DictAction
     from vrwkv.segmentation.files import find_pictures, segment_files
     from vrwkv.segmentation.segment import load_segmentor
@@ -26,13 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     parser.add_argument("--opacity", type=float, default=0.5, help="of the colours, 0 to 1 (default: 0.5)")
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="draw these alone in the overlay (default: all)")
+    parser.add_argument(
+        "--tile", type=int, metavar="PIXELS", help="cut larger pictures into tiles, blended: less memory"
+    )
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--amp", choices=AMP, default="none")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", dest="options")
     args = parser.parse_args(argv)
     pictures = find_pictures(args.images)
     model = load_segmentor(args.config, args.checkpoint, args.device, args.options)
-    results = segment_files(model, pictures, args.out, args.opacity)
+    results = segment_files(model, pictures, args.out, args.opacity, args.classes, args.amp, args.tile)
     if args.json:
         print(json.dumps(results, indent=2))
     for result in results:

@@ -6,6 +6,7 @@ custom_imports = dict(imports="vrwkv.segmentation")
 default_scope = "mmseg"
 log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)
+visualizer = dict(type="SegLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")], name="visualizer")
 
 classes = ("photograph", *(str(digit) for digit in range(10)))
 palette = [

@@ -5,9 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from mmseg.apis import inference_model
+from mmseg.apis import MMSegInferencer, inference_model, init_model
 from PIL import Image
+from support.scripts import REPOSITORY
 
+from vrwkv.runtime.errors import UserError
+from vrwkv.runtime.processes import usable_amp
 from vrwkv.segmentation import draw_mask, draw_overlay, load_segmentor, segment
 
 
@@ -89,3 +92,115 @@ def test_odd_files(segment_main, config_path, checkpoint, tmp_path, capsys):
         assert Image.open(result["mask"]).mode == "P"
     assert Image.open(results["turned.jpg"]["mask"]).size == (30, 40)
     assert Image.open(results["dot.png"]["mask"]).size == (1, 1)
+
+
+@pytest.fixture(scope="module")
+def detail_model(config_path, scenes, tmp_path_factory):
+    """A detail segmentor with random weights, which takes pictures whole, and its files."""
+    folder = tmp_path_factory.mktemp("detail")
+    (folder / "config.py").write_text(f"""
+_base_ = "{REPOSITORY / "configs/segmentation/vrwkv_detail_nano_digit_scenes.py"}"
+model = dict(
+    data_preprocessor=dict(size=(32, 32)),
+    backbone=dict(model_args=dict(img_size=32, embed_dim=16), detail_width=4),
+    decode_head=dict(in_channels=[8, 16, 16], channels=8),
+)
+""")
+    torch.manual_seed(0)
+    model = init_model(str(folder / "config.py"), device="cpu")
+    model.train()  # so that the norms learn their statistics, and folding them has something to do
+    with torch.no_grad():
+        for _ in range(50):
+            model.decode_head(model.extract_feat(torch.randn(2, 3, 64, 64)))
+    torch.nn.init.normal_(model.decode_head.conv_seg.weight)
+    torch.save({"state_dict": model.state_dict(), "meta": {}}, folder / "weights.pth")
+    return folder / "config.py", folder / "weights.pth"
+
+
+def test_detail_segmentor_is_that_of_mmseg(detail_model):
+    """Norms folded, weights channels last, nothing resized as a whole: the classes of mmseg's own inference."""
+    picture = noise(75, 121)
+    plain = init_model(*map(str, detail_model), device="cpu")
+    expected = inference_model(plain, np.asarray(picture)[..., ::-1].copy()).pred_sem_seg.data[0].numpy()
+    ours = load_segmentor(*detail_model)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in ours.modules())
+    mask = segment(ours, picture).mask
+    assert len(np.unique(mask)) > 3
+    assert (mask != expected).mean() < 1e-3
+
+
+def test_inferencer_of_mmseg(detail_model, tmp_path):
+    noise(40, 60).save(tmp_path / "picture.png")
+    inferencer = MMSegInferencer(*map(str, detail_model), dataset_name="ade", device="cpu")
+    found = inferencer(str(tmp_path / "picture.png"), return_datasamples=True).pred_sem_seg.data[0].numpy()
+    assert (segment(load_segmentor(*detail_model), tmp_path / "picture.png").mask != found).mean() < 1e-3
+
+
+def test_tiles(detail_model, monkeypatch):
+    """Only tiles go through the model; most classes are those of the picture as a whole; small pictures stay whole."""
+    model = load_segmentor(*detail_model)
+    smooth = noise(9, 12).resize((600, 450))
+    whole = segment(model, smooth).mask
+    shapes = []
+    model.backbone.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[2:])))
+    tiled = segment(model, smooth, tile=256).mask
+    assert len(shapes) == 6
+    assert all(max(shape) <= 256 for shape in shapes)
+    assert tiled.shape == (450, 600)
+    assert (tiled == whole).mean() > 0.8
+    np.testing.assert_array_equal(segment(model, smooth, tile=608).mask, whole)
+    assert len(shapes) == 7
+
+
+def test_tiles_of_pictures_that_would_be_resized(model, monkeypatch):
+    resize = dict(type="Resize", scale=(100, 70), keep_ratio=True)
+    monkeypatch.setitem(model.cfg, "test_pipeline", [resize, dict(type="PackSegInputs")])
+    with pytest.raises(UserError, match="tiles need a test_pipeline that leaves pictures at their size"):
+        segment(model, noise(300, 300), tile=256)
+
+
+def test_pictures_that_pillow_takes_for_an_attack(detail_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    noise(60, 60).save(tmp_path / "large.png")
+    model = load_segmentor(*detail_model)
+    with pytest.raises(UserError, match="exceeds limit"):
+        segment(model, tmp_path / "large.png")
+    assert segment(model, tmp_path / "large.png", tile=256).mask.shape == (60, 60)
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_bfloat16(detail_model, units, monkeypatch, capsys):
+    """With units for it the model computes in it; without them a line says so once, and nothing changes."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": units})
+    usable_amp.cache_clear()
+    model = load_segmentor(*detail_model)
+    dtypes = []
+    model.decode_head.convs[0].register_forward_hook(lambda *args: dtypes.append(args[2].dtype))
+    masks = [segment(model, noise(64, 64), amp=amp).mask for amp in ("none", "bfloat16", "bfloat16")]
+    usable_amp.cache_clear()
+    message = "this processor has no units for bfloat16: computing in float32\n"
+    assert capsys.readouterr().err == ("" if units else message)
+    assert dtypes[1] == (torch.bfloat16 if units else torch.float32)
+    assert (masks[0] == masks[1]).mean() >= (0.9 if units else 1)
+
+
+def test_some_classes_alone(detail_model, segment_main, error, tmp_path):
+    """The overlay has them alone, mask and shares have all; a class that is not known is named with the nearest."""
+    result = segment(load_segmentor(*detail_model), noise(40, 50))
+    name = next(iter(result.shares()))
+    overlay = np.asarray(draw_overlay(result, 1.0, [name]))[:40, :50]
+    inside = result.mask == result.classes.index(name)
+    assert 0 < inside.mean() < 1
+    np.testing.assert_array_equal(
+        overlay[inside], np.broadcast_to(result.palette[result.classes.index(name)], overlay.shape)[inside]
+    )
+    np.testing.assert_array_equal(overlay[~inside], np.asarray(result.picture)[~inside])
+    noise(40, 50).save(tmp_path / "x.png")
+    config, weights = detail_model
+    argv = [tmp_path / "x.png", "--config", config, "--checkpoint", weights, "--out", tmp_path / "out"]
+    assert "the model knows no class 'fotograph'; nearest: photograph" in error(
+        segment_main, [*argv, "--classes", "fotograph"]
+    )
+    assert "tile must be a multiple of 32 and at least 256, not 100" in error(segment_main, [*argv, "--tile", "100"])
+    assert segment_main([*map(str, argv), "--classes", name, "photograph", "--tile", "256", "--amp", "bfloat16"]) == 0

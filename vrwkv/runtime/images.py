@@ -2,10 +2,12 @@
 
 import functools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from vrwkv.runtime.errors import UserError, first_line
 
@@ -27,7 +29,7 @@ def _is_stub(opener: object) -> bool:
     return isinstance(opener, type) and issubclass(opener, ImageFile.StubImageFile)
 
 
-def open_image(image: Picture, mode: str = "RGB") -> Image.Image:
+def open_image(image: Picture, mode: str = "RGB", limit: bool = True) -> Image.Image:
     """A picture upright and with 8 bits per channel.
 
     The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, and transparent parts become white.
@@ -35,6 +37,7 @@ def open_image(image: Picture, mode: str = "RGB") -> Image.Image:
     Args:
         image: The picture.
         mode: Pillow's name of the result's mode, "RGB" or "L".
+        limit: Refuse pictures that are so large that Pillow takes them for an attack.
 
     Raises:
         UserError: the file is missing or no picture, or its data are broken.
@@ -44,7 +47,7 @@ def open_image(image: Picture, mode: str = "RGB") -> Image.Image:
     try:
         if not Path(image).is_file() and Path(image).exists():  # a pipe would keep us waiting
             raise UserError(f"cannot read image {image}: not a file")
-        with Image.open(image) as opened:
+        with _limited(limit), Image.open(image) as opened:
             return _to_8_bits(opened, mode)
     except FileNotFoundError as error:
         raise UserError(f"image {image} does not exist") from error
@@ -52,12 +55,25 @@ def open_image(image: Picture, mode: str = "RGB") -> Image.Image:
         raise UserError(f"cannot read image {image}: {first_line(error)}") from error
 
 
+@contextmanager
+def _limited(limit: bool) -> Iterator[None]:
+    pixels = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = pixels if limit else None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = pixels
+
+
 def _to_8_bits(image: Image.Image, mode: str) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+    # Pillow copies where there is nothing to do: gigabytes of a large picture.
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # Pillow would clip the values at 255
         grey = np.clip(np.asarray(image, dtype=np.float32) / 257, 0, 255)
         image = Image.fromarray(grey.round().astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
+    image.load()
+    return image if image.mode == mode else image.convert(mode)

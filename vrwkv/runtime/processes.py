@@ -1,5 +1,7 @@
 """The device, and the processes that torchrun started."""
 
+import functools
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -67,3 +69,15 @@ def join_world(device: str) -> Iterator[World]:
 def autocast(world: World, amp: Amp) -> torch.autocast:
     """The context that runs a forward pass in `amp`."""
     return torch.autocast(world.device.type, getattr(torch, amp) if amp != "none" else None, enabled=amp != "none")
+
+
+@functools.cache
+def usable_amp(amp: Amp, device: str) -> Amp:
+    """`amp`, or none where `device` is a processor without units for it, which a line on stderr says once."""
+    endings = {"bfloat16": "bf16", "float16": "fp16"}
+    if device != "cpu" or amp == "none":
+        return amp
+    if any(found and name.endswith(endings[amp]) for name, found in torch.cpu.get_capabilities().items()):
+        return amp
+    print(f"this processor has no units for {amp}: computing in float32", file=sys.stderr)
+    return "none"

@@ -9,8 +9,9 @@ from tqdm import tqdm
 
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.images import picture_endings
-from vrwkv.segmentation.draw import draw_mask, draw_overlay
-from vrwkv.segmentation.segment import segment
+from vrwkv.runtime.processes import Amp
+from vrwkv.segmentation.draw import draw_mask, draw_overlay, drawn_classes
+from vrwkv.segmentation.segment import check_tile, segment
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
@@ -31,7 +32,15 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def segment_files(model: nn.Module, pictures: Sequence[Path], out: Path, opacity: float) -> list[dict[str, Any]]:
+def segment_files(
+    model: nn.Module,
+    pictures: Sequence[Path],
+    out: Path,
+    opacity: float = 0.5,
+    classes: Sequence[str] | None = None,
+    amp: Amp = "none",
+    tile: int | None = None,
+) -> list[dict[str, Any]]:
     """Writes NAME_overlay.png and NAME_mask.png for each picture; shows a bar on stderr where there are many.
 
     Args:
@@ -39,14 +48,20 @@ def segment_files(model: nn.Module, pictures: Sequence[Path], out: Path, opacity
         pictures: Picture files; a second one of a name gets a number.
         out: Folder to write to.
         opacity: Of the colours in the overlay, 0 to 1.
+        classes: Draw these alone in the overlay; the mask and the shares have all.
+        amp: See `segment`.
+        tile: See `segment`.
 
     Returns:
         For each picture {"image", "overlay", "mask", "shares"}: paths, and the share of the area by class, the largest
         first; or {"image", "error"} where it cannot be read or the results cannot be written.
 
     Raises:
-        UserError: `out` cannot be created, or `opacity` is out of range.
+        UserError: `out` cannot be created, or `opacity`, `classes` or `tile` is out of range.
     """
+    check_tile(tile)
+    meta: dict[str, Any] = model.dataset_meta  # type: ignore[assignment]
+    drawn_classes(meta["classes"], classes)
     if not 0 <= opacity <= 1:
         raise UserError(f"opacity must lie between 0 and 1, not {opacity}")
     try:
@@ -61,8 +76,8 @@ def segment_files(model: nn.Module, pictures: Sequence[Path], out: Path, opacity
         overlay, mask = out / f"{name}_overlay.png", out / f"{name}_mask.png"
         result: dict[str, Any] = {"image": str(path)}
         try:
-            found = segment(model, path)
-            draw_overlay(found, opacity).save(overlay)
+            found = segment(model, path, amp, tile)
+            draw_overlay(found, opacity, classes).save(overlay)
             draw_mask(found).save(mask)
         except (UserError, OSError) as error:
             result["error"] = str(error)

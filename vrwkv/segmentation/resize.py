@@ -9,11 +9,12 @@ def neighbours(given: int, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
     """Between which of `given` pixels in a line each of `wanted` pixels lies, as interpolate has it.
 
     Returns:
-        The one before and the one after, int64, and the weight of the latter, fp32; each ``(wanted,)``.
+        The one before and the one after, int64, the same one where it lies on one, and the weight of the latter, fp32;
+        each ``(wanted,)``.
     """
     places = ((torch.arange(wanted, dtype=torch.float32) + 0.5) * (given / wanted) - 0.5).clamp(0, given - 1)
     before = places.long()
-    return before, (before + 1).clamp(max=given - 1), places - before
+    return before, places.ceil().long(), places - before
 
 
 def resize_rows(x: Tensor, rows: slice, size: tuple[int, int]) -> Tensor:

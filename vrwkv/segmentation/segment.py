@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import fuse_conv_bn
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmseg.apis import init_model
@@ -16,9 +17,12 @@ from torch import Tensor, nn
 
 from vrwkv.runtime.errors import UserError, first_line
 from vrwkv.runtime.images import Picture, open_image
-from vrwkv.runtime.processes import choose_device
+from vrwkv.runtime.processes import Amp, World, autocast, choose_device, usable_amp
 from vrwkv.segmentation.checkpoint import load_segmentor_weights, read
+from vrwkv.segmentation.classes import fill_classes, fill_from_top
 from vrwkv.segmentation.config import dataset_meta, load_config
+from vrwkv.segmentation.resize import resize_rows
+from vrwkv.segmentation.tiles import STEP, fill_by_tiles
 
 MAX_ASPECT = 32  # beyond it, pictures are widened by repeating their border before they are segmented
 ROWS = 64  # of logits that are resized at a time
@@ -35,7 +39,8 @@ class Segmentation:
 
     def shares(self) -> dict[str, float]:
         """The share of the area of each class that is present, the largest first; they add up to 1."""
-        counts = np.bincount(self.mask.ravel(), minlength=len(self.classes))
+        parts = np.split(self.mask, range(ROWS, len(self.mask), ROWS))  # counting takes eight bytes for each pixel
+        counts = np.sum([np.bincount(part.ravel(), minlength=len(self.classes)) for part in parts], axis=0)
         order = sorted(np.flatnonzero(counts), key=lambda i: -counts[i])
         return {self.classes[i]: counts[i] / self.mask.size for i in order}
 
@@ -46,7 +51,9 @@ def load_segmentor(
     device: str = "auto",
     options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """A segmentor in evaluation mode, with its classes and palette in `dataset_meta` and its config in `cfg`.
+    """A segmentor for inference, with its classes and palette in `dataset_meta` and its config in `cfg`.
+
+    Batch norms are folded into convolutions, whose weights lie channels last.
 
     Args:
         config: A config of mmsegmentation.
@@ -65,35 +72,79 @@ def load_segmentor(
         raise UserError(f"the model of the config cannot be built: {first_line(error)}") from error
     load_segmentor_weights(model, content, checkpoint)
     model.dataset_meta = dataset_meta(content.get("meta", {}), cfg, model.num_classes)
-    return model.to(choose_device(device)).eval()
+    model = fuse_conv_bn(model.eval()).to(memory_format=torch.channels_last)
+    return model.to(choose_device(device))
 
 
-def segment(model: nn.Module, image: Picture) -> Segmentation:
+def segment(model: nn.Module, image: Picture, amp: Amp = "none", tile: int | None = None) -> Segmentation:
     """The class of every pixel of a picture, prepared and cut into windows as the config's test settings say.
 
     In slide mode the memory needed is, beside a window's own, that of the logits of one row of windows: 4 bytes times
     classes, height of a window and width of the picture, as the test pipeline resizes it. In whole mode it is that of
-    the model on the whole picture.
+    the model on the whole picture, and with `tile` that of the model on a tile.
 
     Args:
         model: From `load_segmentor`.
-        image: A picture file of any format that Pillow reads, or a picture.
+        image: A picture file of any format that Pillow reads, or what Pillow has opened.
+        amp: Number format of the forward pass; a processor that has no units for it computes in float32 and says so.
+        tile: Cut pictures that are larger, in pixels, into tiles of this size at most, which overlap and are blended,
+            whatever the config's mode is. It must be a multiple of 32 and at least 256.
 
     Raises:
-        UserError: the picture cannot be read.
+        UserError: the picture cannot be read, `tile` is out of range or the test pipeline resizes pictures.
     """
-    picture = open_image(image)
+    check_tile(tile)
+    picture = open_image(image, limit=tile is None)
+    width, height = picture.size
+    mask = torch.empty(height, width, dtype=torch.uint8)
+    device = next(model.parameters()).device
+    with torch.inference_mode(), autocast(World(device), usable_amp(amp, device.type)):
+        if tile is not None and max(width, height) > tile:
+            fill_by_tiles(mask, lambda box: _logits_of_tile(model, picture.crop(box)), tile)
+        else:
+            _fill_whole(model, picture, mask)
+    meta: dict[str, Any] = model.dataset_meta  # type: ignore[assignment]
+    palette = [(int(r), int(g), int(b)) for r, g, b in meta["palette"]]
+    return Segmentation(picture, mask.numpy(), list(meta["classes"]), palette)
+
+
+def check_tile(tile: int | None) -> None:
+    """Raises UserError where `tile` is no size of tiles."""
+    if tile is not None and (tile < 256 or tile % STEP):
+        raise UserError(f"tile must be a multiple of {STEP} and at least 256, not {tile}")
+
+
+def _logits_of_tile(model: Any, picture: Image.Image) -> Tensor:
+    """``(h, w, classes)`` of a part of a picture, which is taken whole and at its own size."""
+    inputs = _prepare(model, np.asarray(picture))
+    width, height = inputs.shape[-1], inputs.shape[-2]
+    if (width, height) != picture.size:
+        raise UserError(
+            f"tiles need a test_pipeline that leaves pictures at their size, that of the config brings {picture.width} "
+            f"x {picture.height} pixels to {width} x {height}"
+        )
+    return model.decode_head(model.extract_feat(inputs))[0].permute(1, 2, 0)
+
+
+def _fill_whole(model: Any, picture: Image.Image, mask: Tensor) -> None:
+    """Write the classes of a picture that is prepared as a whole."""
     width, height = picture.size
     pixels = np.asarray(picture)
     short = -(-max(width, height) // MAX_ASPECT)
     pixels = np.pad(pixels, ((0, max(0, short - height)), (0, max(0, short - width)), (0, 0)), mode="edge")
-    with torch.inference_mode():
-        inputs = _prepare(model, pixels)
-        rows = _resize_rows(_logits(model, inputs), inputs.shape[-2], (pixels.shape[0], pixels.shape[1]))
-        mask = torch.cat([logits.argmax(0).to(torch.uint8).cpu() for logits in rows]).numpy()[:height, :width]
-    meta: dict[str, Any] = model.dataset_meta  # type: ignore[assignment]
-    palette = [(int(r), int(g), int(b)) for r, g, b in meta["palette"]]
-    return Segmentation(picture, np.ascontiguousarray(mask), list(meta["classes"]), palette)
+    inputs = _prepare(model, pixels)
+    size = (inputs.shape[2], inputs.shape[3])
+    padded = mask if pixels.shape[:2] == mask.shape else torch.empty(pixels.shape[:2], dtype=torch.uint8)
+    if model.test_cfg.get("mode", "whole") != "whole":
+        fill_from_top(padded, _windows(model, inputs), size)
+    else:
+        logits = model.decode_head(model.extract_feat(inputs))
+        if size == pixels.shape[:2]:
+            fill_classes(padded, logits[0].permute(1, 2, 0), (0, 0), (logits.shape[2], logits.shape[3]))
+        else:
+            fill_from_top(padded, _resized(logits, size), size)
+    if padded is not mask:
+        mask.copy_(padded[:height, :width])
 
 
 def _prepare(model: Any, pixels: np.ndarray) -> Tensor:
@@ -105,13 +156,15 @@ def _prepare(model: Any, pixels: np.ndarray) -> Tensor:
     return model.data_preprocessor(data, training=False)["inputs"]
 
 
-def _logits(model: Any, inputs: Tensor) -> Iterator[Tensor]:
-    """Logits of ``inputs (1, 3, h, w)`` from top to bottom, in blocks ``(C, n, w)``; windows average as in mmseg."""
+def _resized(logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
+    """Logits ``(1, C, h, w)`` resized to the input's size, as mmseg does before it resizes them to the picture's."""
+    for first in range(0, size[0], ROWS):
+        yield resize_rows(logits, slice(first, first + ROWS), size)[0].permute(1, 2, 0)
+
+
+def _windows(model: Any, inputs: Tensor) -> Iterator[Tensor]:
+    """Logits of ``inputs (1, 3, h, w)`` from top to bottom, in blocks ``(n, w, C)``; windows average as in mmseg."""
     height, width = inputs.shape[-2:]
-    if model.test_cfg.get("mode", "whole") == "whole":
-        logits = model.decode_head(model.extract_feat(inputs))[0]
-        yield from _resize_rows(iter([logits]), logits.shape[1], (height, width))
-        return
     crop_h, crop_w = (min(c, n) for c, n in zip(model.test_cfg["crop_size"], (height, width), strict=True))
     tops = _window_starts(height, crop_h, model.test_cfg["stride"][0])
     lefts = _window_starts(width, crop_w, model.test_cfg["stride"][1])
@@ -123,7 +176,7 @@ def _logits(model: Any, inputs: Tensor) -> Iterator[Tensor]:
             total[..., left : left + crop_w] += model.encode_decode(window, [{"img_shape": (crop_h, crop_w)}])[0]
             count[:, left : left + crop_w] += 1
         done = following - top  # rows that no later window touches
-        yield total[:, :done] / count[:done]
+        yield (total[:, :done] / count[:done]).permute(1, 2, 0)
         total = F.pad(total[:, done:], (0, 0, 0, done))
         count = F.pad(count[done:], (0, 0, 0, done))
 
@@ -131,35 +184,3 @@ def _logits(model: Any, inputs: Tensor) -> Iterator[Tensor]:
 def _window_starts(size: int, crop: int, stride: int) -> list[int]:
     """First pixels of windows that cover `size` pixels, the last one moved back to end at the border."""
     return [min(i * stride, size - crop) for i in range(-(-(size - crop) // stride) + 1)]
-
-
-def _resize_rows(blocks: Iterator[Tensor], rows: int, shape: tuple[int, int]) -> Iterator[Tensor]:
-    """Resizes logits bilinearly, from top to bottom, so that never more than a few rows of the result are held.
-
-    Args:
-        blocks: logits ``(C, n, w)`` of consecutive rows.
-        rows: how many rows they are together.
-        shape: ``(H, W)`` that is wanted.
-
-    Returns:
-        Blocks ``(C, m, W)``: together what interpolate with ``align_corners=False`` gives.
-    """
-    height, width = shape
-    # The place of each row that is wanted among the rows that are given.
-    places = ((torch.arange(height, dtype=torch.float32) + 0.5) * (rows / height) - 0.5).clamp(0, rows - 1)
-    above = places.long()
-    below = (above + 1).clamp(max=rows - 1)
-    first = done = 0  # first row at hand, rows that have been returned
-    kept: Tensor | None = None
-    for block in blocks:
-        kept = block if kept is None else torch.cat([kept, block], dim=1)
-        ready = int((below < first + kept.shape[1]).sum())
-        for part in torch.arange(done, ready).split(ROWS):
-            weight = (places[part] - above[part]).to(kept.device).unsqueeze(-1)
-            upper, lower = (kept[:, (index[part] - first).to(kept.device)] for index in (above, below))
-            mixed = torch.lerp(upper, lower, weight).unsqueeze(0)  # (1, C, m, w)
-            yield F.interpolate(mixed, size=(len(part), width), mode="bilinear", align_corners=False)[0]
-        done = ready
-        if done < height:
-            keep = int(above[done]) - first
-            first, kept = first + keep, kept[:, keep:]
