@@ -49,15 +49,16 @@ def sample_values(value: Tensor, shapes: Sequence[Shape], locations: Tensor, wei
             value.contiguous(), sizes, starts, locations.contiguous(), weights.contiguous(), value.shape[0]
         )
     batch, _, heads, channels = value.shape
-    grids = (2 * locations - 1).to(value.dtype).transpose(1, 2).flatten(0, 1)  # (B * heads, queries, L, points, 2)
-    weights = weights.to(value.dtype).transpose(1, 2).flatten(0, 1)  # (B * heads, queries, L, points)
+    # Queries last: all that is done with what is sampled then runs along memory.
+    grids = (2 * locations - 1).to(value.dtype).permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # (B * heads, L, points, q, 2)
+    weights = weights.to(value.dtype).permute(0, 2, 3, 4, 1).flatten(0, 1)  # (B * heads, L, points, queries)
     values = value.split([height * width for height, width in shapes], dim=1)
-    total = value.new_zeros(())
+    parts = []
     for level, shape in enumerate(shapes):
         grid_value = values[level].permute(0, 2, 3, 1).reshape(batch * heads, channels, *shape)
-        sampled = F.grid_sample(grid_value, grids[:, :, level], align_corners=False)  # (B * heads, D, queries, points)
-        total = total + torch.einsum("bdqp,bqp->bdq", sampled, weights[:, :, level])
-    return total.unflatten(0, (batch, heads)).flatten(1, 2).transpose(1, 2)
+        sampled = F.grid_sample(grid_value, grids[:, level], align_corners=False)  # (B * heads, D, points, queries)
+        parts.append((sampled * weights[:, level].unsqueeze(1)).sum(2))
+    return sum(parts[1:], parts[0]).unflatten(0, (batch, heads)).flatten(1, 2).transpose(1, 2)
 
 
 class DeformableAttention(nn.Module):

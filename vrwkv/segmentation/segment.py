@@ -86,7 +86,7 @@ def segment(model: nn.Module, image: Picture, amp: Amp = "none", tile: int | Non
     Args:
         model: From `load_segmentor`.
         image: A picture file of any format that Pillow reads, or what Pillow has opened.
-        amp: Number format of the forward pass; a processor that has no units for it computes in float32 and says so.
+        amp: Number format of the forward pass; a processor that is no faster in it computes in float32 and says so.
         tile: Cut pictures that are larger, in pixels, into tiles of this size at most, which overlap and are blended,
             whatever the config's mode is. It must be a multiple of 32 and at least 256.
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 @MODELS.register_module()
 class LeanUPerHead(UPerHead):
-    """mmseg's UPerHead: the same parameters and numbers, with less memory where no gradients are wanted.
+    """mmseg's UPerHead: the same parameters and numbers, with less work and memory where no gradients are wanted.
 
-    The last convolution runs over the levels one by one and adds up, in place of running over all of them concatenated:
-    that takes about four maps of stride 4 instead of twelve.
+    The last convolution runs over the levels one by one and adds up, in place of running over all of them concatenated;
+    that of a coarse level runs before it is resized.
     """
 
     def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
@@ -22,20 +22,38 @@ class LeanUPerHead(UPerHead):
         if torch.is_grad_enabled():
             return super()._forward_feature(inputs)
         maps = self._transform_inputs(inputs)
-        size = maps[0].shape[2:]
-        weights = self.fpn_bottleneck.conv.weight.split(self.channels, dim=1)
-        lateral = self.psp_forward(maps)
-        total = self._last_conv(lateral, size, weights[-1])
+        last = self.fpn_bottleneck
+        weights = last.conv.weight.split(self.channels, dim=1)
+        laterals = [self.psp_forward(maps)]
         for level in range(len(maps) - 2, -1, -1):
             finer = self.lateral_convs[level](maps[level])
-            lateral = finer.add_(self._resize(lateral, finer.shape[2:]))
-            total += self._last_conv(self.fpn_convs[level](lateral), size, weights[level])
-        return self.fpn_bottleneck.activate(self.fpn_bottleneck.norm(total))
+            laterals.insert(0, finer.add_(self._resize(laterals[0], finer.shape[2:])))
+        total = F.conv2d(self.fpn_convs[0](laterals[0]), weights[0], last.conv.bias, padding=1)
+        for level, lateral in enumerate(laterals[1:], 1):
+            x = self.fpn_convs[level](lateral) if level < len(self.fpn_convs) else lateral
+            self._add_resized_conv(total, x, weights[level])
+        return last.activate(last.norm(total))
 
-    def _resize(self, x: Tensor, size: torch.Size) -> Tensor:
+    def _resize(self, x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
         if x.shape[2:] == size:
             return x
         return F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners)
 
-    def _last_conv(self, x: Tensor, size: torch.Size, weight: Tensor) -> Tensor:
-        return F.conv2d(self._resize(x, size), weight, padding=1)
+    def _add_resized_conv(self, total: Tensor, x: Tensor, weight: Tensor) -> None:
+        """Add the 3x3 convolution of a map ``(B, C, h, w)`` resized to `total`'s size, ``(B, C', H, W)``, to `total`.
+
+        Resizing works on each channel and the convolution's nine 1x1 parts on each pixel, so either may come first;
+        then come the shifts, those along rows before the map grows in height.
+        """
+        height, width = total.shape[2:]
+        for row in range(3):
+            parts = [self._resize(F.conv2d(x, weight[:, :, row, i, None, None]), (x.shape[2], width)) for i in range(3)]
+            line = parts[1].clone()
+            line[..., 1:] += parts[0][..., :-1]
+            line[..., :-1] += parts[2][..., 1:]
+            grown = self._resize(line, (height, width))
+            inside, source = (
+                slice(max(0, 1 - row), height - max(0, row - 1)),
+                slice(max(0, row - 1), height - max(0, 1 - row)),
+            )
+            total[:, :, inside] += grown[:, :, source]
