@@ -12,8 +12,8 @@ export VRWKV_CUDA ?= $(if $(TORCH_CUDA_ARCH_LIST)$(wildcard /dev/nvidia0),auto,0
 # libgomp's busy waiting makes everything many times slower where other programs want the cores too.
 export OMP_WAIT_POLICY ?= PASSIVE
 DIGITS := output/vrwkv_nano_digits
-SCENES := output/vrwkv_adapter_nano_digit_scenes
-SCENES_CONFIG := configs/segmentation/vrwkv_adapter_nano_digit_scenes.py
+SCENES := output/vrwkv_detail_nano_digit_scenes
+SCENES_CONFIG := configs/segmentation/vrwkv_detail_nano_digit_scenes.py
 SOURCES := setup.py $(wildcard $(foreach kind,cpp h cu cuh,vrwkv/ops/*/*.$(kind)))
 
 CXX_FILES := $(filter-out setup.py,$(SOURCES)) $(wildcard tests/cuda/*.h tests/cuda/*.cpp tests/cuda/*.cu)

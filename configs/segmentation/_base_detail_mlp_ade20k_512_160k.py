@@ -4,7 +4,7 @@ _base_ = "./_base_upernet_ade20k_512_160k.py"
 
 norm_cfg = dict(type="SyncBN", requires_grad=True)
 model = dict(
-    backbone=dict(type="VRWKVDetail", detail_width=32, norm_cfg=norm_cfg),
+    backbone=dict(type="VRWKVDetail", norm_cfg=norm_cfg),
     decode_head=dict(
         _delete_=True,
         type="LeanSegformerHead",

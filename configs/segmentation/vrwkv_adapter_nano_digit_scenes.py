@@ -1,4 +1,4 @@
-# command:  make demo-seg, or python tools/train_segmentor.py configs/segmentation/vrwkv_adapter_nano_digit_scenes.py
+# command:  python tools/train_segmentor.py configs/segmentation/vrwkv_adapter_nano_digit_scenes.py
 # hardware: 2 cores of an AMD EPYC
 # time:     8 min 17 s from a fresh clone, 47 s of it downloads: environment, kernels, training, test, overlays
 # result:   77.9 % mIoU on the validation scenes

@@ -12,6 +12,7 @@ model = dict(
     backbone=dict(
         model="vrwkv_small_patch16_224",
         model_args=dict(drop_path_rate=0.2),
+        detail_width=32,
         init_cfg=dict(type="Pretrained", checkpoint="pretrained/vrwkv_s_in1k_224.pth"),
     ),
     decode_head=dict(in_channels=[64, 128, 384]),

@@ -12,8 +12,9 @@ model = dict(
     backbone=dict(
         model="vrwkv_tiny_patch16_224",
         model_args=dict(drop_path_rate=0.1),
+        detail_width=16,
         init_cfg=dict(type="Pretrained", checkpoint="pretrained/vrwkv_t_in1k_224.pth"),
     ),
-    decode_head=dict(in_channels=[64, 128, 192]),
+    decode_head=dict(in_channels=[32, 64, 192]),
 )
 optim_wrapper = dict(optimizer=dict(lr=1.2e-4), paramwise_cfg=dict(decay_rate=0.95))

@@ -65,7 +65,7 @@ def test_layer_decay(backbone):
     constructor = OPTIM_WRAPPER_CONSTRUCTORS.get("VRWKVLayerDecay")
     groups = constructor(settings, dict(decay_rate=0.5))(model).optimizer.param_groups
     of = {id(parameter): group for group in groups for parameter in group["params"]}
-    assert of[id(backbone.detail_scale)]["lr"] == of[id(backbone.detail[0][0].weight)]["lr"] == 1
+    assert of[id(backbone.detail_scale)]["lr"] == of[id(backbone.detail.fine[0].weight)]["lr"] == 1
     assert of[id(backbone.detail_scale)]["weight_decay"] == 0
     assert of[id(backbone.vrwkv.blocks[0].ln1.weight)]["lr"] == 0.5**4
 
