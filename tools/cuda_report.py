@@ -76,8 +76,8 @@ def largest_shared_bytes(name: str) -> int:
     kernel, _, arguments = name.partition("<")
     size = ELEMENT_BYTES.get(re.split("[,>]", arguments)[0], 0)
     accumulate = max(size, 4)
-    if kernel in ("sums_kernel", "forward_kernel", "backward_kernel"):
-        tensors = 3 if kernel == "backward_kernel" else 2
+    if kernel in ("sum_tiles_kernel", "forward_kernel", "sum_ab_kernel", "backward_kernel"):
+        tensors = 3 if kernel in ("sum_ab_kernel", "backward_kernel") else 2
         channels, length = (8, 8) if size == 8 else (16, 16)
         segment = tensors * (length + 1) * channels * size + channels * 2 * 4 * accumulate
         return min(16, 48 * 1024 // segment) * segment

@@ -412,8 +412,6 @@ T __shfl_up_sync(unsigned int mask, T value, unsigned int delta, const char* fil
 
 namespace vrwkv {
 
-constexpr auto kDeviceType = torch::headeronly::DeviceType::CPU;
-
 template <typename T>
 using Global = emulation::GlobalPointer<T>;
 template <typename T>

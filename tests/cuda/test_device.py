@@ -133,12 +133,12 @@ def test_more_elements_than_an_int_holds():
 
 def test_tensors_of_another_device_are_refused():
     w, u, k, v = random_inputs(1, 4, 8)
-    with pytest.raises(ValueError, match="v must be on the device of k"):
+    with pytest.raises(RuntimeError, match="v must be on the device of k, cuda:0, got cpu"):
         bi_wkv(w, u, k, v.cpu())
-    with pytest.raises(RuntimeError, match="v must be on the device of k"):
-        torch.ops.vrwkv.bi_wkv(w, u, k, v.cpu())
-    with pytest.raises(RuntimeError, match="must be on the device of x"):
-        torch.ops.vrwkv.q_shift_mix(k, [w.cpu()], 2, 2, 1, 0.25)
+    with pytest.raises(RuntimeError, match="v must be on the device of k, cpu, got cuda:0"):
+        bi_wkv(w, u, k.cpu(), v)
+    with pytest.raises(RuntimeError, match=r"mixes\[0\] must be on the device of x, cuda:0, got cpu"):
+        q_shift_mix(k, [w.cpu()], (2, 2))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 96)])

@@ -102,8 +102,14 @@ def test_layouts_that_are_not_contiguous_or_not_aligned(emulated):
 def test_wrong_input(emulated):
     x, mix = torch.zeros(2, 6, 3), torch.zeros(3)
     for call, words in (
-        (lambda: emulated.q_shift(x, 2, 2, 1, 0.25), "q_shift: H * W must be T = 6, got 2 * 2"),
-        (lambda: emulated.q_shift_mix(x, [mix.half()], 2, 3, 1, 0.25), "each of mixes must have dtype Float, got Half"),
+        (
+            lambda: emulated.q_shift(x, 2, 2, 1, 0.25),
+            "q_shift: patch_resolution (H, W) must satisfy H * W = T = 6, got (2, 2)",
+        ),
+        (
+            lambda: emulated.q_shift_mix(x, [mix.half()], 2, 3, 1, 0.25),
+            "mixes[0] must have dtype torch.float32, got torch.float16",
+        ),
         (lambda: emulated._q_shift_mix_backward([], x, [mix], 2, 3, 1, 0.25), "as many as mixes, 1, got 0"),
     ):
         with pytest.raises(RuntimeError) as caught:

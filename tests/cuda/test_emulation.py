@@ -1,9 +1,9 @@
 """The emulation catches what it is there to catch: in small kernels, and in the package's own once they are broken."""
 
 import ctypes
-import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,25 +55,33 @@ def test_a_mistake_is_named(self_test, name):
     assert MISTAKES[name] in error
 
 
-BI_WKV = "_bi_wkv/bi_wkv_cuda.cu"
+BI_WKV = "_bi_wkv/bi_wkv_cuda"
+BI_WKV_BACKWARD = "_bi_wkv/bi_wkv_cuda_bwd.cu"
 TILE = "_bi_wkv/bi_wkv_tile.cuh"
-Q_SHIFT = "_q_shift/q_shift_cuda.cu"
-# name: (kernel that is built, file, text, its replacement, part of the error or "" where results are wrong)
+Q_SHIFT = "_q_shift/q_shift_cuda"
+Q_SHIFT_BACKWARD = "_q_shift/q_shift_cuda_bwd.cu"
+DTYPES = "common/dtypes.h"
+# name: (kernels that are built, file, text, its replacement, part of the error or "" where results are wrong)
 FAULTS = {
     "dropped_barrier_after_the_load": (
-        BI_WKV, BI_WKV, "    __syncthreads();\n    const KeyRange<T> range", "    const KeyRange<T> range", "shared"),
+        BI_WKV, BI_WKV_BACKWARD, "    __syncthreads();\n    const KeyRange<acc_t> range",
+        "    const KeyRange<acc_t> range", "shared"),
     "dropped_barrier_between_the_sums": (
-        BI_WKV, BI_WKV, "    __syncthreads();  // before the sums of gradients take the place of those of tokens\n", "",
-        "race"),
+        BI_WKV, BI_WKV_BACKWARD,
+        "    __syncthreads();  // before the sums of a and b take the place of those of tokens\n", "", "race"),
     "segment_ends_one_step_late": (
         BI_WKV, TILE, "sum.gap += (segment - 1 - other) *", "sum.gap += 1 + (segment - 1 - other) *", ""),
     "unguarded_tail_of_channels": (
         BI_WKV, TILE, "if (channel < tile.channels) {\n        to[", "if (true) {\n        to[", "global access"),
     "dropped_barrier_of_the_mixes": (
-        Q_SHIFT, Q_SHIFT, "      __syncthreads();  // before the sums of the next mix\n", "", "race"),
+        Q_SHIFT, Q_SHIFT_BACKWARD, "      __syncthreads();  // before the sums of the next mix\n", "", "race"),
     "unguarded_edge_of_the_grid": (
-        Q_SHIFT, Q_SHIFT, "column >= 0 && column < grid.width", "column >= 0", "global access"),
+        Q_SHIFT, f"{Q_SHIFT}.cuh", "column >= 0 && column < grid.width", "column >= 0", "global access"),
 }  # fmt: skip
+OTHER_DTYPES = """  if (dtype == ScalarType::Double) return function(double());
+  if (dtype == ScalarType::Half) return function(c10::Half());
+  return function(c10::BFloat16());
+"""
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +90,16 @@ def broken(tmp_path_factory) -> dict[str, Emulated]:
     directory = tmp_path_factory.mktemp("faults")
 
     def build_one(name: str) -> Emulated:
-        kernel, file, text, replacement, _ = FAULTS[name]
+        kernels, file, text, replacement, _ = FAULTS[name]
         root = directory / name
         shutil.copytree(OPS, root, ignore=shutil.ignore_patterns("*.py", "__pycache__", "*_cpu*"))
-        source = (root / file).read_text()
-        assert text in source, f"{file} has changed: adapt the fault {name}"
-        (root / file).write_text(source.replace(text, replacement))
-        text = (root / kernel).read_text()
-        text = re.sub(r",\s*ScalarType::Double, ScalarType::Half, ScalarType::BFloat16", "", text)
-        (root / kernel).write_text(text)
+        for path, old, new in ((file, text, replacement), (DTYPES, OTHER_DTYPES, "")):
+            source = (root / path).read_text()
+            assert old in source, f"{path} has changed: adapt the fault {name}"
+            (root / path).write_text(source.replace(old, new))
         library = root / "broken.so"
-        link(library, f"vrwkv_{name}", root / kernel, root, "-O0", "-include", str(HERE / "emulate.cpp"))
+        others = [f"-include{path}" for path in (HERE / "emulate.cpp", f"{root / kernels}_fwd.cu")]
+        link(library, f"vrwkv_{name}", Path(f"{root / kernels}_bwd.cu"), root, "-O0", *others)
         return Emulated(library, f"vrwkv_{name}")
 
     with ThreadPoolExecutor(2) as pool:
@@ -127,7 +134,7 @@ def test_the_unbroken_kernels_pass(emulated):
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_seeded_fault_is_caught(broken, name):
-    kernel, _, _, _, words = FAULTS[name]
+    kernels, _, _, _, words = FAULTS[name]
     with pytest.raises(RuntimeError if words else AssertionError) as caught:
-        (run_bi_wkv if kernel == BI_WKV else run_q_shift)(broken[name])
+        (run_bi_wkv if kernels == BI_WKV else run_q_shift)(broken[name])
     assert words in str(caught.value)

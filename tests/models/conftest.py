@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from vrwkv.ops import _extension
+from vrwkv.ops import _extension, use_backend
 
 
 @pytest.fixture(autouse=True)
@@ -17,10 +17,9 @@ def seed_and_one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(params=["native", "torch"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run a test with the compiled ops, then with the pure-torch ones."""
-    if request.param == "torch":
-        monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset())
-    elif "cpu" not in _extension.NATIVE_DEVICES:
+    if request.param == "native" and "cpu" not in _extension.NATIVE_DEVICES:
         pytest.skip("the compiled ops are not built")
-    return request.param
+    with use_backend("torch" if request.param == "torch" else "auto"):
+        yield request.param

@@ -1,9 +1,11 @@
 """Every op test runs on each backend (compiled kernel, pure torch) and device (CPU, CUDA where there is one)."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
-from vrwkv.ops import _extension
+from vrwkv.ops import _extension, use_backend
 
 CASES = [
     pytest.param(("native", "cpu"), id="native-cpu"),
@@ -14,21 +16,20 @@ CASES = [
 
 
 @pytest.fixture(params=CASES)
-def device(request, monkeypatch) -> torch.device:
+def device(request) -> Iterator[torch.device]:
     """The device to test on, with the backend chosen for it."""
     backend, name = request.param
     if name == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    if backend == "torch":
-        monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset())
-    elif name not in _extension.NATIVE_DEVICES:
+    if backend == "native" and name not in _extension.NATIVE_DEVICES:
         pytest.fail(f"the compiled kernels for {name} are missing")
-    return torch.device(name)
+    with use_backend("torch" if backend == "torch" else "auto"):
+        yield torch.device(name)
 
 
 @pytest.fixture
 def native(device):
     """The device, for tests of what only the compiled ops have."""
-    if not _extension.NATIVE_DEVICES:
+    if not _extension.is_native(torch.empty(0, device=device)):
         pytest.skip("the pure-torch path is no registered op")
     return device

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from support.tolerances import BACKWARD, FORWARD, assert_close
@@ -51,7 +52,7 @@ def test_gradcheck_and_opcheck(native, name):
 
 def test_opcheck_in_place(native):
     torch.library.opcheck(torch.ops.vrwkv.squared_relu_.default, (torch.randn(3, 13, device=native),))
-    with pytest.raises(RuntimeError, match="x must be contiguous"):
+    with pytest.raises(RuntimeError, match=r"squared_relu_: x must be contiguous, got shape \(5, 3\)"):
         torch.ops.vrwkv.squared_relu_(torch.randn(3, 5, device=native).t())
 
 
@@ -109,9 +110,16 @@ def test_dtypes_are_promoted(device):
 
 def test_wrong_input(device):
     x = torch.zeros(2, 3, device=device)
-    with pytest.raises(ValueError, match=r"y must have the shape of r, \(2, 3\), got \(3,\)"):
-        sigmoid_gate(x, x[0])
-    with pytest.raises(TypeError, match=r"r must be float16.*int64"):
-        sigmoid_gate(x.long(), x)
-    with pytest.raises(TypeError, match=r"x must be float16.*int64"):
-        squared_relu(x.long())
+    floating = "must be float16, bfloat16, float32 or float64, got torch.int64"
+    for call, error, words in [
+        (lambda: sigmoid_gate(x, x[0]), RuntimeError, "sigmoid_gate: y must have the shape of r, (2, 3), got (3,)"),
+        (lambda: sigmoid_gate(x.long(), x), RuntimeError, f"sigmoid_gate: r {floating}"),
+        (lambda: sigmoid_gate(x.long(), x.long()), RuntimeError, f"sigmoid_gate: r {floating}"),
+        (lambda: squared_relu(x.long()), RuntimeError, f"squared_relu: x {floating}"),
+        (lambda: sigmoid_gate(x, None), TypeError, "sigmoid_gate: y must be a torch.Tensor, got NoneType"),
+        (lambda: sigmoid_gate(np.zeros(3), x), TypeError, "sigmoid_gate: r must be a torch.Tensor, got ndarray"),
+        (lambda: squared_relu([1.0]), TypeError, "squared_relu: x must be a torch.Tensor, got list"),
+    ]:
+        with pytest.raises(error) as caught:
+            call()
+        assert str(caught.value) == words

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from support.tolerances import BACKWARD, FORWARD, assert_close
@@ -133,24 +134,46 @@ def test_empty(device, shape, grid):
     assert grad_x.shape == shape and not grad_mix.any()
 
 
+GRID = "patch_resolution (H, W) must satisfy H * W = T = 6, got"
+
+
 @pytest.mark.parametrize(
     "call, error, words",
     [
-        (lambda x: q_shift(x, (2, 4)), ValueError, ["H * W = T = 6", "(2, 4)"]),
-        (lambda x: q_shift(x, (-2, -3)), ValueError, ["(-2, -3)"]),
-        (lambda x: q_shift(x, (11, (2**64 + 6) // 11)), ValueError, ["H * W = T = 6"]),
-        (lambda x: q_shift(x[:, :0], (2**32, 2**32)), ValueError, ["H * W = T = 0"]),
-        (lambda x: q_shift(x, (6,)), ValueError, ["unpack"]),
-        (lambda x: q_shift(x, (2, 3), shift_pixel=-1), ValueError, ["shift_pixel must be >= 0", "-1"]),
-        (lambda x: q_shift(x, (2, 3), channel_gamma=0.3), ValueError, ["channel_gamma", "0.3"]),
-        (lambda x: q_shift(x[0], (2, 3)), ValueError, ["(B, T, C)", "(6, 4)"]),
-        (lambda x: q_shift(x.long(), (2, 3)), TypeError, ["float32", "int64"]),
-        (lambda x: q_shift_mix(x, [x.new_zeros(5)], (2, 3)), ValueError, ["mixes[0]", "(4,)", "(5,)"]),
-        (lambda x: q_shift_mix(x, [x.new_zeros(4, device="meta")], (2, 3)), ValueError, ["mixes[0]", "device"]),
+        (lambda x: q_shift(x, (2, 4)), RuntimeError, f"q_shift: {GRID} (2, 4) for x of shape (2, 6, 4)"),
+        (lambda x: q_shift(x, (-2, -3)), RuntimeError, f"q_shift: {GRID} (-2, -3)"),
+        (lambda x: q_shift(x, (11, (2**64 + 6) // 11)), RuntimeError, f"q_shift: {GRID} (11, "),
+        (lambda x: q_shift(x[:, :0], (2**32, 2**32)), RuntimeError, "satisfy H * W = T = 0, got (4294967296, "),
+        (lambda x: q_shift(x[0], (2, 3)), RuntimeError, "q_shift: x must have shape (B, T, C), got (6, 4)"),
+        (lambda x: q_shift(x.long(), (2, 3)), RuntimeError, "bfloat16, float32 or float64, got torch.int64"),
+        (
+            lambda x: q_shift_mix(x, [x.new_zeros(4), x.new_zeros(5)], (2, 3)),
+            RuntimeError,
+            "q_shift_mix: mixes[1] must have shape (C,) = (4,) to match x, got (5,)",
+        ),
+        (
+            lambda x: q_shift_mix(x, [x.new_zeros(4, device="meta")], (2, 3)),
+            RuntimeError,
+            "mixes[0] must be on the device of x, ",
+        ),
+        (lambda x: q_shift(x, (2, 3), shift_pixel=-1), ValueError, "shift_pixel must be an integer >= 0, got -1"),
+        (lambda x: q_shift(x, (2, 3), shift_pixel=0.5), ValueError, "shift_pixel must be an integer >= 0, got 0.5"),
+        (lambda x: q_shift(x, (2, 3), channel_gamma=0.3), ValueError, "channel_gamma must lie in [0, 1/4], "),
+        (lambda x: q_shift(x, (2, 3), channel_gamma=None), ValueError, "four groups share the channels, got None"),
+        (lambda x: q_shift(x, (6,)), TypeError, "q_shift: patch_resolution must be two integers (H, W), got (6,)"),
+        (lambda x: q_shift(x, 6), TypeError, "patch_resolution must be two integers (H, W), got 6"),
+        (lambda x: q_shift_mix(x, [], (2.0, 3.0)), TypeError, "q_shift_mix: patch_resolution must be two integers"),
+        (lambda x: q_shift(x.numpy(force=True), (2, 3)), TypeError, "x must be a torch.Tensor, got ndarray"),
+        (lambda x: q_shift_mix(x, None, (2, 3)), TypeError, "mixes must be a list or tuple of tensors, got NoneType"),
+        (lambda x: q_shift_mix(x, [[1.0]], (2, 3)), TypeError, "mixes[0] must be a torch.Tensor, got list"),
     ],
 )
 def test_wrong_input(device, call, error, words):
     with pytest.raises(error) as caught:
         call(torch.zeros(2, 6, 4, device=device))
-    for word in words:
-        assert word in str(caught.value)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_grid_of_numpy_integers(device):
+    x = tokens((2, 3), 8, torch.float32, device)
+    assert torch.equal(q_shift(x, tuple(np.array([2, 3]))), q_shift(x, (2, 3)))

@@ -119,20 +119,21 @@ def test_nan_is_not_hidden(device):
 @pytest.mark.parametrize(
     "change, error, words",
     [
-        ({"r": torch.zeros(2, 4, 6)}, ValueError, ["r must have shape (B, T, H, N)", "(2, 4, 6)"]),
-        ({"k": torch.zeros(2, 4, 3, 3)}, ValueError, ["k must have the shape of r", "(2, 4, 2, 3)", "(2, 4, 3, 3)"]),
-        ({"v": torch.zeros(2, 4, 2, 3).half()}, TypeError, ["v must have the dtype of r", "float32", "float16"]),
-        ({"w": torch.zeros(2, 5, 2, 3)}, ValueError, ["w must have the shape of r", "(2, 5, 2, 3)"]),
-        ({"u": torch.zeros(6)}, ValueError, ["u must have shape (H, N) = (2, 3)", "(6,)"]),
-        ({"u": torch.zeros(2, 3, dtype=torch.long)}, TypeError, ["u must be float16", "int64"]),
-        ({"r": torch.zeros(2, 4, 2, 3, dtype=torch.int32)}, TypeError, ["r must be float16", "int32"]),
-        ({"u": torch.zeros(2, 3, device="meta")}, ValueError, ["u must be on the device of r", "meta"]),
+        ({"r": None}, TypeError, ["r must be a torch.Tensor", "NoneType"]),
+        ({"r": torch.zeros(2, 4, 6)}, RuntimeError, ["r must have shape (B, T, H, N)", "(2, 4, 6)"]),
+        ({"k": torch.zeros(2, 4, 3, 3)}, RuntimeError, ["k must have the shape of r", "(2, 4, 2, 3)", "(2, 4, 3, 3)"]),
+        ({"v": torch.zeros(2, 4, 2, 3).half()}, RuntimeError, ["v must have the dtype of r", "float32", "float16"]),
+        ({"w": torch.zeros(2, 5, 2, 3)}, RuntimeError, ["w must have the shape of r", "(2, 5, 2, 3)"]),
+        ({"u": torch.zeros(6)}, RuntimeError, ["u must have shape (H, N) = (2, 3)", "(6,)"]),
+        ({"u": torch.zeros(2, 3, dtype=torch.long)}, RuntimeError, ["u must be float16", "int64"]),
+        ({"r": torch.zeros(2, 4, 2, 3, dtype=torch.int32)}, RuntimeError, ["r must be float16", "int32"]),
+        ({"u": torch.zeros(2, 3, device="meta")}, RuntimeError, ["u must be on the device of r", "meta"]),
     ],
 )
 def test_wrong_input(device, change, error, words):
     inputs = {name: torch.zeros(2, 4, 2, 3) for name in "rkvw"} | {"u": torch.zeros(2, 3)} | change
     with pytest.raises(error) as caught:
-        wkv6(**{name: x if x.is_meta else x.to(device) for name, x in inputs.items()})
+        wkv6(**{name: x if x is None or x.is_meta else x.to(device) for name, x in inputs.items()})
     for word in ["wkv6:", *words]:
         assert word in str(caught.value)
     assert caught.value.__context__ is None  # what the kernel said is not shown too

@@ -9,7 +9,6 @@ import torch
 
 HERE = Path(__file__).resolve().parent.parent / "cuda"
 OPS = HERE.parent.parent / "vrwkv" / "ops"
-KERNELS = ("_bi_wkv/bi_wkv_cuda.cu", "_gating/gating_cuda.cu", "_q_shift/q_shift_cuda.cu")
 
 
 class Emulated:
@@ -74,7 +73,7 @@ def link(library: Path, namespace: str, source: Path, root: Path = OPS, *options
 
 def build(directory: Path, namespace: str) -> Path:
     """Build the package's kernels into a library in ``directory`` and return its path."""
-    sources = [*(OPS / kernel for kernel in KERNELS), HERE / "emulate.cpp"]
+    sources = [*sorted(OPS.glob("*/*.cu")), HERE / "emulate.cpp"]
     objects = [directory / f"{source.stem}.o" for source in sources]
 
     def compile_one(source: Path, target: Path) -> None:

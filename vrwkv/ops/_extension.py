@@ -1,13 +1,13 @@
-"""Loads the compiled kernels and says which devices have one.
+"""Loads the compiled kernels and chooses between them and the pure-torch ops.
 
 ``vrwkv/_C.abi3.so`` holds the operator schemas and the CPU kernels, ``vrwkv/_cuda.abi3.so`` the CUDA kernels. Both are
-optional: a device without a kernel takes the pure-torch implementation of each op. The environment variable
-``VRWKV_BACKEND`` (``auto`` or ``torch``, read once at import) forces that path everywhere.
+optional: a device without a kernel takes the pure-torch implementation of each op.
 """
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 _BACKENDS = ("auto", "torch")
 
 
-def _load() -> frozenset[str]:
-    """Load what was built and return the device types that have native kernels."""
-    backend = os.environ.get("VRWKV_BACKEND", "auto")
+def _check_backend(name: str, backend: str) -> None:
     if backend not in _BACKENDS:
-        raise ValueError(f"VRWKV_BACKEND must be one of {', '.join(_BACKENDS)}, got {backend!r}")
+        raise ValueError(f"{name} must be one of {', '.join(_BACKENDS)}, got {backend!r}")
+
+
+def _load(backend: str) -> frozenset[str]:
+    """Load what was built, if ``backend`` has a use for it, and return the device types that have native kernels."""
     if backend == "torch":
         return frozenset()
     cpu = _PACKAGE / "_C.abi3.so"
@@ -41,13 +43,47 @@ def _load() -> frozenset[str]:
     return frozenset(devices)
 
 
-NATIVE_DEVICES = _load()
-"""Device types with native kernels; empty when the pure-torch path is forced or nothing was built."""
+_backend = os.environ.get("VRWKV_BACKEND", "auto")
+_check_backend("VRWKV_BACKEND", _backend)
+
+NATIVE_DEVICES = _load(_backend)
+"""Device types whose kernels are loaded; empty where nothing was built and under ``VRWKV_BACKEND=torch``."""
+
+
+@contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Choose the implementation of all ops of this package inside a ``with`` block.
+
+    .. code-block:: python
+
+        with vrwkv.ops.use_backend("torch"):
+            reference = model.double()(images)
+
+    The choice holds for the whole process, as those of ``torch.backends`` do: for every thread, and for what autograd
+    recomputes meanwhile. The environment variable ``VRWKV_BACKEND`` sets what holds outside of any block; with
+    ``VRWKV_BACKEND=torch`` the compiled kernels are not even loaded, and ``auto`` finds none. A function compiled by
+    ``torch.compile`` is compiled once for each backend that it is called under; what ``torch.export`` and
+    ``torch.jit.trace`` have written down stays as it is.
+
+    Args:
+        backend: ``auto``, the native kernels of the tensors' device, pure torch where there are none; or ``torch``,
+            pure torch everywhere.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
+    global _backend
+    _check_backend("backend", backend)
+    before, _backend = _backend, backend
+    try:
+        yield
+    finally:
+        _backend = before
 
 
 def is_native(tensor: torch.Tensor) -> bool:
-    """Whether ``tensor`` lies on a device with native kernels."""
-    return tensor.device.type in NATIVE_DEVICES
+    """Whether the ops run native kernels on ``tensor``."""
+    return _backend == "auto" and tensor.device.type in NATIVE_DEVICES
 
 
 def call(
@@ -59,19 +95,10 @@ def call(
 ) -> Any:
     """Run the op ``name`` on its arguments: by the kernel for the device of ``tensor``, else by ``torch_impl``.
 
-    ``check`` raises what the public function promises. The kernels refuse bad arguments by themselves, in fewer words,
-    and fake kernels by ``check``, so here it only has to run where one refused: ahead of each call it would take as
-    long as a kernel for a small image.
+    The kernels check their arguments themselves: ahead of each call ``check``, which says the same in Python, would
+    take as long as a kernel for a small image.
     """
-    if not is_native(tensor):
-        check(*arguments)
-        return torch_impl(*arguments)
-    try:
+    if is_native(tensor):
         return getattr(torch.ops.vrwkv, name).default(*arguments)
-    except RuntimeError as error:
-        refusal = error
-    try:  # not in the handler: the check's message is all that the caller should read
-        check(*arguments)
-        raise refusal
-    finally:
-        del refusal  # which would keep itself alive, and with it the arguments
+    check(*arguments)
+    return torch_impl(*arguments)

@@ -32,9 +32,10 @@ def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
         argument; gradients are the same bits on every run and for any number of threads.
 
     Raises:
-        ValueError: a shape or device does not fit.
-        TypeError: a dtype is not supported, or ``v``'s differs from ``k``'s.
+        TypeError: an argument is no tensor.
+        RuntimeError: a shape, dtype or device does not fit.
     """
+    _checks.check_tensors("bi_wkv", w=w, u=u, k=k, v=v)
     w, u = _checks.accumulated(w, k), _checks.accumulated(u, k)
     return _extension.call("bi_wkv", torch_impl.bi_wkv, _check, k, w, u, k, v)
 

@@ -12,4 +12,11 @@ inline void check_bi_wkv(const char* op, const Tensor& w, const Tensor& u, const
   check_per_channel(op, "u", u, "k", k);
 }
 
+inline void check_bi_wkv_backward(const Tensor& grad, const Tensor& w, const Tensor& u, const Tensor& k,
+                                  const Tensor& v) {
+  constexpr const char* kName = "_bi_wkv_backward";
+  check_bi_wkv(kName, w, u, k, v);
+  check_same(kName, "grad", grad, "k", k);
+}
+
 }  // namespace vrwkv

@@ -14,14 +14,14 @@ constexpr int kMaxSegments = 16;
 
 template <typename scalar_t>
 struct Block {
-  using T = accumulate_t<scalar_t>;
-  static constexpr int kChannels = sizeof(T) == 8 ? 8 : 16;
-  static constexpr int kLength = sizeof(T) == 8 ? 8 : 16;  // tokens of a segment
+  using acc_t = accumulate_t<scalar_t>;
+  static constexpr int kChannels = sizeof(acc_t) == 8 ? 8 : 16;
+  static constexpr int kLength = sizeof(acc_t) == 8 ? 8 : 16;  // tokens of a segment
   // An empty row follows each segment: the two segments of a warp then lie in different banks.
   static constexpr int kSegmentElements = (kLength + 1) * kChannels;
   static constexpr int kMaxThreads = kMaxSegments * kChannels;
   // Blocks that a multiprocessor must hold at once: they bound the registers, just above what would spill.
-  static constexpr int kForwardBlocks = (sizeof(T) == 8 ? 512 : 768) / kMaxThreads;
+  static constexpr int kForwardBlocks = (sizeof(acc_t) == 8 ? 512 : 768) / kMaxThreads;
   static constexpr int kBackwardBlocks = 512 / kMaxThreads;
 
   __host__ __device__ static constexpr int tensor_bytes(int segments) {
@@ -29,14 +29,15 @@ struct Block {
   }
   // Two sums for each thread, one towards either end.
   __host__ __device__ static constexpr int sums_bytes(int segments) {
-    return segments * kChannels * 2 * sizeof(Anchored<T>);
+    return segments * kChannels * 2 * sizeof(ScaledSum<acc_t>);
   }
   static constexpr int shared_bytes(int segments, int tensors) {
     return tensors * tensor_bytes(segments) + sums_bytes(segments);
   }
 };
 
-struct Shape {
+// How one call is cut.
+struct Tiling {
   int64_t batch, tokens, channels;
   int64_t tiles, groups;  // tiles of tokens in an image, groups of channels
   int segments;           // of a tile
@@ -47,7 +48,7 @@ struct Shape {
 
 // The fewest tiles whose `tensors` tensors fit into shared memory, of equal size.
 template <typename scalar_t>
-Shape make_shape(int64_t batch, int64_t tokens, int64_t channels, int tensors, bool vectorized) {
+Tiling make_tiling(int64_t batch, int64_t tokens, int64_t channels, int tensors, bool vectorized) {
   using B = Block<scalar_t>;
   const int64_t limit = std::min(kMaxSegments, kSharedBytes / B::shared_bytes(1, tensors));
   const int64_t segments = divide_up(tokens, B::kLength);
@@ -64,14 +65,14 @@ struct Tile {
   int64_t image, index, first_channel, offset;
   int tokens, channels;  // that exist
 
-  __device__ __forceinline__ Tile(const Shape& shape, int64_t task) {
-    first_channel = task % shape.groups * B::kChannels;
-    index = task / shape.groups % shape.tiles;
-    image = task / shape.groups / shape.tiles;
-    const int64_t length = shape.segments * B::kLength, first = index * length;
-    offset = (image * shape.tokens + first) * shape.channels + first_channel;
-    tokens = static_cast<int>(shape.tokens - first < length ? shape.tokens - first : length);
-    const int64_t left = shape.channels - first_channel;
+  __device__ __forceinline__ Tile(const Tiling& tiling, int64_t task) {
+    first_channel = task % tiling.groups * B::kChannels;
+    index = task / tiling.groups % tiling.tiles;
+    image = task / tiling.groups / tiling.tiles;
+    const int64_t length = tiling.segments * B::kLength, first = index * length;
+    offset = (image * tiling.tokens + first) * tiling.channels + first_channel;
+    tokens = static_cast<int>(tiling.tokens - first < length ? tiling.tokens - first : length);
+    const int64_t left = tiling.channels - first_channel;
     channels = static_cast<int>(left < B::kChannels ? left : B::kChannels);
   }
 };
@@ -85,13 +86,13 @@ __device__ __forceinline__ int row_of(int token) {
 
 // Brings a tile into shared memory, `fill` where there is no token or channel.
 template <typename scalar_t>
-__device__ __forceinline__ void load_tile(Global<const scalar_t> from, Shared<scalar_t> to, const Shape& shape,
+__device__ __forceinline__ void load_tile(Global<const scalar_t> from, Shared<scalar_t> to, const Tiling& tiling,
                                           const Tile<scalar_t>& tile, scalar_t fill) {
   using B = Block<scalar_t>;
   using V = Vector<scalar_t, kVector<scalar_t>>;
   constexpr int kPerRow = B::kChannels / kVector<scalar_t>;
-  const int rows = shape.segments * B::kLength, threads = blockDim.x;
-  if (shape.vectorized) {
+  const int rows = tiling.segments * B::kLength, threads = blockDim.x;
+  if (tiling.vectorized) {
     V filled;
 #pragma unroll
     for (int j = 0; j < kVector<scalar_t>; ++j) filled.values[j] = fill;
@@ -100,7 +101,7 @@ __device__ __forceinline__ void load_tile(Global<const scalar_t> from, Shared<sc
       const int token = i / kPerRow, channel = i % kPerRow * kVector<scalar_t>;
       const bool inside = token < tile.tokens && channel < tile.channels;
       V value = filled;
-      if (inside) value = vector_at<V>(from + (tile.offset + token * shape.channels + channel));
+      if (inside) value = vector_at<V>(from + (tile.offset + token * tiling.channels + channel));
       vector_at<V>(to + (row_of<scalar_t>(token) + channel)) = value;
     }
   } else {
@@ -109,31 +110,31 @@ __device__ __forceinline__ void load_tile(Global<const scalar_t> from, Shared<sc
       const int token = i / B::kChannels, channel = i % B::kChannels;
       const bool inside = token < tile.tokens && channel < tile.channels;
       scalar_t value = fill;
-      if (inside) value = from[tile.offset + token * shape.channels + channel];
+      if (inside) value = from[tile.offset + token * tiling.channels + channel];
       to[row_of<scalar_t>(token) + channel] = value;
     }
   }
 }
 
 template <typename scalar_t>
-__device__ __forceinline__ void store_tile(Shared<const scalar_t> from, Global<scalar_t> to, const Shape& shape,
+__device__ __forceinline__ void store_tile(Shared<const scalar_t> from, Global<scalar_t> to, const Tiling& tiling,
                                            const Tile<scalar_t>& tile) {
   using B = Block<scalar_t>;
   using V = Vector<scalar_t, kVector<scalar_t>>;
   constexpr int kPerRow = B::kChannels / kVector<scalar_t>;
   const int threads = blockDim.x;
-  if (shape.vectorized) {
+  if (tiling.vectorized) {
     for (int i = threadIdx.x; i < tile.tokens * kPerRow; i += threads) {
       const int token = i / kPerRow, channel = i % kPerRow * kVector<scalar_t>;
       if (channel >= tile.channels) continue;
       const V value = vector_at<V>(from + (row_of<scalar_t>(token) + channel));
-      vector_at<V>(to + (tile.offset + token * shape.channels + channel)) = value;
+      vector_at<V>(to + (tile.offset + token * tiling.channels + channel)) = value;
     }
   } else {
     for (int i = threadIdx.x; i < tile.tokens * B::kChannels; i += threads) {
       const int token = i / B::kChannels, channel = i % B::kChannels;
       if (channel < tile.channels) {
-        to[tile.offset + token * shape.channels + channel] = from[row_of<scalar_t>(token) + channel];
+        to[tile.offset + token * tiling.channels + channel] = from[row_of<scalar_t>(token) + channel];
       }
     }
   }
@@ -143,33 +144,33 @@ __device__ __forceinline__ void store_tile(Shared<const scalar_t> from, Global<s
 template <typename scalar_t>
 struct Segment {
   using B = Block<scalar_t>;
-  using T = accumulate_t<scalar_t>;
-  Shared<scalar_t> k, v, g;  // first element of this channel; g only in the backward pass
+  using acc_t = accumulate_t<scalar_t>;
+  Shared<scalar_t> k, v, grad;  // first element of this channel; grad only in the backward pass
   int index, channel, tokens;
 
-  __device__ __forceinline__ Segment(const Shape& shape, const Tile<scalar_t>& tile) {
+  __device__ __forceinline__ Segment(const Tiling& tiling, const Tile<scalar_t>& tile) {
     index = threadIdx.x / B::kChannels;
     channel = threadIdx.x % B::kChannels;
     const int left = tile.tokens - index * B::kLength;
     tokens = left < 0 ? 0 : (left < B::kLength ? left : B::kLength);
-    const int own = index * B::kSegmentElements + channel, tensor = B::tensor_bytes(shape.segments);
+    const int own = index * B::kSegmentElements + channel, tensor = B::tensor_bytes(tiling.segments);
     k = shared_at<scalar_t>(0) + own;
     v = shared_at<scalar_t>(tensor) + own;
-    g = shared_at<scalar_t>(2 * tensor) + own;
+    grad = shared_at<scalar_t>(2 * tensor) + own;
   }
 
-  __device__ __forceinline__ T key(int i) const {
+  __device__ __forceinline__ acc_t key(int i) const {
     const scalar_t value = k[i * B::kChannels];
-    const T key = static_cast<T>(value);
-    return key < kEmpty ? T(kEmpty) : key;
+    const acc_t key = static_cast<acc_t>(value);
+    return key < kEmpty ? acc_t(kEmpty) : key;
   }
-  __device__ __forceinline__ T value(int i) const {
+  __device__ __forceinline__ acc_t value(int i) const {
     const scalar_t value = v[i * B::kChannels];
-    return static_cast<T>(value);
+    return static_cast<acc_t>(value);
   }
-  __device__ __forceinline__ T grad(int i) const {
-    const scalar_t value = g[i * B::kChannels];
-    return static_cast<T>(value);
+  __device__ __forceinline__ acc_t gradient(int i) const {
+    const scalar_t value = grad[i * B::kChannels];
+    return static_cast<acc_t>(value);
   }
 };
 
@@ -177,40 +178,41 @@ struct Segment {
 template <typename scalar_t>
 struct BlockSums {
   using B = Block<scalar_t>;
-  using T = accumulate_t<scalar_t>;
-  Shared<Anchored<T>> prefix, suffix;
+  using acc_t = accumulate_t<scalar_t>;
+  Shared<ScaledSum<acc_t>> prefix, suffix;
   int segments, channel;
 
-  __device__ __forceinline__ BlockSums(const Shape& shape, int tensors, const Segment<scalar_t>& segment) {
-    segments = shape.segments;
+  __device__ __forceinline__ BlockSums(const Tiling& tiling, int tensors, const Segment<scalar_t>& segment) {
+    segments = tiling.segments;
     channel = segment.channel;
-    prefix = shared_at<Anchored<T>>(tensors * B::tensor_bytes(segments));
+    prefix = shared_at<ScaledSum<acc_t>>(tensors * B::tensor_bytes(segments));
     suffix = prefix + segments * B::kChannels;
   }
 
-  __device__ __forceinline__ void write(int segment, const Anchored<T>& to_end, const Anchored<T>& to_start) const {
+  __device__ __forceinline__ void write(int segment, const ScaledSum<acc_t>& to_end,
+                                        const ScaledSum<acc_t>& to_start) const {
     prefix[segment * B::kChannels + channel] = to_end;
     suffix[segment * B::kChannels + channel] = to_start;
   }
 
-  // What enters `segment` from the earlier ones and from `carry`, which enters the block.
-  __device__ __forceinline__ Anchored<T> before(int segment, Anchored<T> carry, T w) const {
-    carry.gap += segment * B::kLength;
+  // What enters `segment` from the earlier ones and from `entering`, what enters the block.
+  __device__ __forceinline__ ScaledSum<acc_t> before(int segment, ScaledSum<acc_t> entering, acc_t w) const {
+    entering.gap += segment * B::kLength;
     for (int other = 0; other < segment; ++other) {
-      Anchored<T> sum = prefix[other * B::kChannels + channel];
+      ScaledSum<acc_t> sum = prefix[other * B::kChannels + channel];
       sum.gap += (segment - 1 - other) * B::kLength;
-      carry = merge(carry, sum, w);
+      entering = merge(entering, sum, w);
     }
-    return carry;
+    return entering;
   }
-  __device__ __forceinline__ Anchored<T> after(int segment, Anchored<T> carry, T w) const {
-    carry.gap += (segments - 1 - segment) * B::kLength;
+  __device__ __forceinline__ ScaledSum<acc_t> after(int segment, ScaledSum<acc_t> entering, acc_t w) const {
+    entering.gap += (segments - 1 - segment) * B::kLength;
     for (int other = segments - 1; other > segment; --other) {
-      Anchored<T> sum = suffix[other * B::kChannels + channel];
+      ScaledSum<acc_t> sum = suffix[other * B::kChannels + channel];
       sum.gap += (other - 1 - segment) * B::kLength;
-      carry = merge(carry, sum, w);
+      entering = merge(entering, sum, w);
     }
-    return carry;
+    return entering;
   }
 };
 

@@ -21,24 +21,21 @@ def sigmoid_gate(r: Tensor, y: Tensor) -> Tensor:
         A tensor of that shape, computed in fp32 (fp64 for fp64 input), differentiable in both arguments.
 
     Raises:
-        ValueError: shapes or devices differ.
-        TypeError: a dtype is not supported.
+        TypeError: an argument is no tensor.
+        RuntimeError: shapes or devices differ, or a dtype is not supported.
     """
+    _checks.check_tensors("sigmoid_gate", r=r, y=y)
     if r.dtype != y.dtype:
-        _check_floating(r, y)
+        _checks.check_floating("sigmoid_gate", "r", r)
+        _checks.check_floating("sigmoid_gate", "y", y)
         dtype = torch.promote_types(r.dtype, y.dtype)
         r, y = r.to(dtype), y.to(dtype)
-    return _extension.call("sigmoid_gate", torch_impl.sigmoid_gate, _check, r, r, y)
+    return _extension.call("sigmoid_gate", torch_impl.sigmoid_gate, _check_gate, r, r, y)
 
 
-def _check(r: Tensor, y: Tensor) -> None:
-    _check_floating(r, y)
-    _checks.check_same("sigmoid_gate", "y", y, "r", r)
-
-
-def _check_floating(r: Tensor, y: Tensor) -> None:
+def _check_gate(r: Tensor, y: Tensor) -> None:
     _checks.check_floating("sigmoid_gate", "r", r)
-    _checks.check_floating("sigmoid_gate", "y", y)
+    _checks.check_same("sigmoid_gate", "y", y, "r", r)
 
 
 def squared_relu(x: Tensor, inplace: bool = False) -> Tensor:
@@ -52,12 +49,14 @@ def squared_relu(x: Tensor, inplace: bool = False) -> Tensor:
         A tensor like ``x``, differentiable. The kernels keep it for the backward pass, not ``x``.
 
     Raises:
-        TypeError: the dtype is not supported.
+        TypeError: ``x`` is no tensor.
+        RuntimeError: the dtype is not supported.
     """
-    _checks.check_floating("squared_relu", "x", x)
+    _checks.check_tensors("squared_relu", x=x)
     wants_gradient = torch.is_grad_enabled() and x.requires_grad
     inplace = inplace and x.is_contiguous() and not torch.compiler.is_compiling()  # a compiler plans memory by itself
     if not _extension.is_native(x):
+        _check_square(x)
         return x.relu_().square_() if inplace and not wants_gradient else torch_impl.squared_relu(x)
     if inplace and not wants_gradient:
         torch.ops.vrwkv.squared_relu_.default(x)
@@ -69,6 +68,10 @@ def squared_relu(x: Tensor, inplace: bool = False) -> Tensor:
     return torch.ops.vrwkv.squared_relu.default(x)
 
 
+def _check_square(x: Tensor) -> None:
+    _checks.check_floating("squared_relu", "x", x)
+
+
 if _extension.NATIVE_DEVICES:
 
     def _like(x: Tensor) -> Tensor:
@@ -76,7 +79,7 @@ if _extension.NATIVE_DEVICES:
 
     @torch.library.register_fake("vrwkv::sigmoid_gate")
     def _(r: Tensor, y: Tensor) -> Tensor:
-        _check(r, y)
+        _check_gate(r, y)
         return _like(y)
 
     @torch.library.register_fake("vrwkv::_sigmoid_gate_backward")
@@ -85,11 +88,12 @@ if _extension.NATIVE_DEVICES:
 
     @torch.library.register_fake("vrwkv::squared_relu")
     def _(x: Tensor) -> Tensor:
+        _check_square(x)
         return _like(x)
 
     @torch.library.register_fake("vrwkv::squared_relu_")
     def _(x: Tensor) -> None:
-        pass
+        _check_square(x)
 
     @torch.library.register_fake("vrwkv::_squared_relu_backward")
     def _(grad: Tensor, y: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 #include <tuple>
 
 #include "../common/cuda_utils.cuh"
+#include "gating_checks.h"
 
 namespace vrwkv {
 namespace {
@@ -12,41 +13,41 @@ constexpr int kMaxTensors = 3;
 // ---- Device code ----
 
 // sigmoid(x) from e^-|x|, which cannot overflow.
-template <typename T>
-__device__ __forceinline__ T sigmoid(T x) {
-  const T e = exponential(-fabs(x));
-  return (x < 0 ? e : T(1)) * reciprocal(T(1) + e);
+template <typename acc_t>
+__device__ __forceinline__ acc_t sigmoid(acc_t x) {
+  const acc_t e = exponential(-fabs(x));
+  return (x < 0 ? e : acc_t(1)) * reciprocal(acc_t(1) + e);
 }
 
 // Each function maps the values of its inputs at one place to those of its outputs.
 struct SigmoidGate {
   static constexpr int kInputs = 2, kOutputs = 1;
-  template <typename T>
-  static __device__ __forceinline__ void apply(const T (&in)[kInputs], T (&out)[kOutputs]) {
+  template <typename acc_t>
+  static __device__ __forceinline__ void apply(const acc_t (&in)[kInputs], acc_t (&out)[kOutputs]) {
     out[0] = sigmoid(in[0]) * in[1];
   }
 };
 
 struct SigmoidGateBackward {
   static constexpr int kInputs = 3, kOutputs = 2;
-  template <typename T>
-  static __device__ __forceinline__ void apply(const T (&in)[kInputs], T (&out)[kOutputs]) {
-    const T gate = sigmoid(in[1]);
+  template <typename acc_t>
+  static __device__ __forceinline__ void apply(const acc_t (&in)[kInputs], acc_t (&out)[kOutputs]) {
+    const acc_t gate = sigmoid(in[1]);
     out[1] = in[0] * gate;
-    out[0] = out[1] * in[2] * (T(1) - gate);
+    out[0] = out[1] * in[2] * (acc_t(1) - gate);
   }
 };
 
 // Written so that NaN stays NaN.
-template <typename T>
-__device__ __forceinline__ T positive(T x) {
-  return x < 0 ? T(0) : x;
+template <typename acc_t>
+__device__ __forceinline__ acc_t positive(acc_t x) {
+  return x < 0 ? acc_t(0) : x;
 }
 
 struct SquaredRelu {
   static constexpr int kInputs = 1, kOutputs = 1;
-  template <typename T>
-  static __device__ __forceinline__ void apply(const T (&in)[kInputs], T (&out)[kOutputs]) {
+  template <typename acc_t>
+  static __device__ __forceinline__ void apply(const acc_t (&in)[kInputs], acc_t (&out)[kOutputs]) {
     out[0] = positive(in[0]) * positive(in[0]);
   }
 };
@@ -54,8 +55,8 @@ struct SquaredRelu {
 // From the output: its square root is relu(x).
 struct SquaredReluBackward {
   static constexpr int kInputs = 2, kOutputs = 1;
-  template <typename T>
-  static __device__ __forceinline__ void apply(const T (&in)[kInputs], T (&out)[kOutputs]) {
+  template <typename acc_t>
+  static __device__ __forceinline__ void apply(const acc_t (&in)[kInputs], acc_t (&out)[kOutputs]) {
     out[0] = in[0] * (2 * sqrt(in[1]));
   }
 };
@@ -71,7 +72,7 @@ struct Pointers {
 // A thread takes V neighbouring elements at a time; `vectors` is the number of elements over V.
 template <typename Function, typename scalar_t, int V>
 __global__ void __launch_bounds__(kThreads) map_kernel(Pointers<scalar_t> pointers, int64_t vectors) {
-  using T = accumulate_t<scalar_t>;
+  using acc_t = accumulate_t<scalar_t>;
   using Values = Vector<scalar_t, V>;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < vectors; i += stride) {
@@ -80,9 +81,9 @@ __global__ void __launch_bounds__(kThreads) map_kernel(Pointers<scalar_t> pointe
     for (int j = 0; j < Function::kInputs; ++j) in[j] = vector_at<Values>(pointers.in[j] + i * V);
 #pragma unroll
     for (int element = 0; element < V; ++element) {
-      T from[Function::kInputs], to[Function::kOutputs];
+      acc_t from[Function::kInputs], to[Function::kOutputs];
 #pragma unroll
-      for (int j = 0; j < Function::kInputs; ++j) from[j] = static_cast<T>(in[j].values[element]);
+      for (int j = 0; j < Function::kInputs; ++j) from[j] = static_cast<acc_t>(in[j].values[element]);
       Function::apply(from, to);
 #pragma unroll
       for (int j = 0; j < Function::kOutputs; ++j) out[j].values[element] = static_cast<scalar_t>(to[j]);
@@ -118,16 +119,12 @@ void map_typed(const std::vector<Tensor>& inputs, const std::vector<Tensor>& out
 // Writes Function of all elements of the inputs to the outputs; all are contiguous.
 template <typename Function>
 void map_into(const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs) {
-  THO_DISPATCH_V2(inputs[0].scalar_type(), "gating", AT_WRAP([&] { map_typed<Function>(inputs, outputs, scalar_t()); }),
-                  ScalarType::Float, ScalarType::Double, ScalarType::Half, ScalarType::BFloat16);
+  dispatch_floating(inputs[0].scalar_type(), [&](auto zero) { map_typed<Function>(inputs, outputs, zero); });
 }
 
 // Applies Function to all elements of the inputs; returns its outputs, each like the last input.
 template <typename Function>
-std::vector<Tensor> map(const char* op, std::vector<Tensor> inputs) {
-  const Tensor& like = inputs.back();
-  check_device(op, "each input", like);
-  for (const Tensor& input : inputs) check_same(op, "each input", input, "the last", like);
+std::vector<Tensor> map(std::vector<Tensor> inputs) {
   for (Tensor& input : inputs) input = contiguous(input);
   std::vector<Tensor> outputs;
   for (int j = 0; j < Function::kOutputs; ++j) outputs.push_back(torch::stable::empty_like(inputs.back()));
@@ -135,23 +132,30 @@ std::vector<Tensor> map(const char* op, std::vector<Tensor> inputs) {
   return outputs;
 }
 
-Tensor sigmoid_gate(const Tensor& r, const Tensor& y) { return map<SigmoidGate>("sigmoid_gate", {r, y})[0]; }
+Tensor sigmoid_gate(const Tensor& r, const Tensor& y) {
+  check_sigmoid_gate("sigmoid_gate", r, y);
+  return map<SigmoidGate>({r, y})[0];
+}
 
 std::tuple<Tensor, Tensor> sigmoid_gate_backward(const Tensor& grad, const Tensor& r, const Tensor& y) {
-  const std::vector<Tensor> grads = map<SigmoidGateBackward>("_sigmoid_gate_backward", {grad, r, y});
+  check_sigmoid_gate_backward(grad, r, y);
+  const std::vector<Tensor> grads = map<SigmoidGateBackward>({grad, r, y});
   return {grads[0], grads[1]};
 }
 
-Tensor squared_relu(const Tensor& x) { return map<SquaredRelu>("squared_relu", {x})[0]; }
+Tensor squared_relu(const Tensor& x) {
+  check_floating("squared_relu", "x", x);
+  return map<SquaredRelu>({x})[0];
+}
 
 void squared_relu_in_place(Tensor x) {
-  check_device("squared_relu_", "x", x);
-  STD_TORCH_CHECK(x.is_contiguous(), "squared_relu_: x must be contiguous");
+  check_squared_relu_in_place(x);
   map_into<SquaredRelu>({x}, {x});
 }
 
 Tensor squared_relu_backward(const Tensor& grad, const Tensor& y) {
-  return map<SquaredReluBackward>("_squared_relu_backward", {grad, y})[0];
+  check_squared_relu_backward(grad, y);
+  return map<SquaredReluBackward>({grad, y})[0];
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 """Q-Shift, the quad-directional token shift of Vision-RWKV (arXiv 2403.02308, equations 4 and 5), alone and mixed."""
 
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,30 +12,40 @@ from vrwkv.ops._q_shift import torch_impl
 
 __all__ = ["q_shift", "q_shift_mix"]
 
+_INTEGERS = (int, torch.SymInt, Integral)
 
-def _check_options(op: str, shift_pixel: int, channel_gamma: float) -> None:
-    if shift_pixel < 0:
-        raise ValueError(f"{op}: shift_pixel must be >= 0, got {shift_pixel}")
-    if not 0 <= channel_gamma <= 0.25:
+
+def _check_options(op: str, patch_resolution: tuple[int, int], shift_pixel: int, channel_gamma: float) -> None:
+    try:
+        height, width = patch_resolution
+        is_grid = _is_integer(height) and _is_integer(width)
+    except (TypeError, ValueError):
+        is_grid = False
+    if not is_grid:
+        raise TypeError(f"{op}: patch_resolution must be two integers (H, W), got {patch_resolution!r}")
+    if not (isinstance(shift_pixel, int) and shift_pixel >= 0):
+        raise ValueError(f"{op}: shift_pixel must be an integer >= 0, got {shift_pixel!r}")
+    if not (isinstance(channel_gamma, int | float) and 0 <= channel_gamma <= 0.25):
         raise ValueError(f"{op}: channel_gamma must lie in [0, 1/4], four groups share the channels, "
-                         f"got {channel_gamma}")  # fmt: skip
+                         f"got {channel_gamma!r}")  # fmt: skip
 
 
-def _check_grid(op: str, x: Tensor, height: int, width: int) -> None:
+def _is_integer(size: Any) -> bool:
+    # Sizes are tensors while torch.jit.trace runs.
+    return isinstance(size, _INTEGERS) or (torch.jit.is_tracing() and isinstance(size, Tensor))
+
+
+def _check_shift(x: Tensor, height: int, width: int, *_: float, op: str = "q_shift") -> None:
     _checks.check_tokens(op, "x", x)
     if height * width != x.shape[1] or min(height, width) < 0:
-        raise ValueError(
+        raise RuntimeError(
             f"{op}: patch_resolution (H, W) must satisfy H * W = T = {x.shape[1]}, got {(height, width)} "
             f"for x of shape {tuple(x.shape)}"
         )
 
 
-def _check_shift(x: Tensor, height: int, width: int, *_: float) -> None:
-    _check_grid("q_shift", x, height, width)
-
-
 def _check_mix(x: Tensor, mixes: Sequence[Tensor], height: int, width: int, *_: float) -> None:
-    _check_grid("q_shift_mix", x, height, width)
+    _check_shift(x, height, width, op="q_shift_mix")
     for index, mix in enumerate(mixes):
         _checks.check_per_channel("q_shift_mix", f"mixes[{index}]", mix, "x", x)
 
@@ -55,10 +67,12 @@ def q_shift(x: Tensor, patch_resolution: tuple[int, int], shift_pixel: int = 1, 
         ``(B, T, C)`` in ``x``'s dtype, differentiable.
 
     Raises:
-        ValueError: the grid does not hold T tokens, or another argument is out of range.
-        TypeError: the dtype is not supported.
+        TypeError: ``x`` is no tensor, or the grid is not two integers.
+        ValueError: ``shift_pixel`` or ``channel_gamma`` is out of range.
+        RuntimeError: the grid does not hold T tokens, or the dtype is not supported.
     """
-    _check_options("q_shift", shift_pixel, channel_gamma)
+    _checks.check_tensors("q_shift", x=x)
+    _check_options("q_shift", patch_resolution, shift_pixel, channel_gamma)
     height, width = patch_resolution
     arguments = x, height, width, shift_pixel, channel_gamma
     return _extension.call("q_shift", torch_impl.q_shift, _check_shift, x, *arguments)
@@ -83,10 +97,14 @@ def q_shift_mix(
         ``mixes``.
 
     Raises:
-        ValueError: a shape, device or argument does not fit.
-        TypeError: a dtype is not supported.
+        TypeError: ``x`` is no tensor, ``mixes`` no list or tuple of them, or the grid is not two integers.
+        ValueError: ``shift_pixel`` or ``channel_gamma`` is out of range.
+        RuntimeError: a shape, dtype or device does not fit.
     """
-    _check_options("q_shift_mix", shift_pixel, channel_gamma)
+    if not isinstance(mixes, list | tuple):
+        raise TypeError(f"q_shift_mix: mixes must be a list or tuple of tensors, got {type(mixes).__name__}")
+    _checks.check_tensors("q_shift_mix", x=x, **{f"mixes[{i}]": mix for i, mix in enumerate(mixes)})
+    _check_options("q_shift_mix", patch_resolution, shift_pixel, channel_gamma)
     height, width = patch_resolution
     arguments = x, [_checks.accumulated(mix, x) for mix in mixes], height, width, shift_pixel, channel_gamma
     return tuple(_extension.call("q_shift_mix", torch_impl.q_shift_mix, _check_mix, x, *arguments))

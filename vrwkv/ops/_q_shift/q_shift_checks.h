@@ -11,21 +11,33 @@ inline bool is_grid_of(int64_t tokens, int64_t height, int64_t width) {
   return tokens % width == 0 && tokens / width == height;
 }
 
-inline void check_shift(const char* op, const Tensor& x, const std::vector<Tensor>& mixes, int64_t height,
-                        int64_t width, double channel_gamma) {
+inline void check_q_shift(const char* op, const Tensor& x, int64_t height, int64_t width, double channel_gamma) {
   check_tokens(op, "x", x);
-  STD_TORCH_CHECK(is_grid_of(x.size(1), height, width), op, ": H * W must be T = ", x.size(1), ", got ", height, " * ",
-                  width);
-  STD_TORCH_CHECK(channel_gamma >= 0 && channel_gamma <= 0.25, op, ": channel_gamma must lie in [0, 1/4], got ",
-                  channel_gamma);
-  for (const Tensor& mix : mixes) check_per_channel(op, "each of mixes", mix, "x", x);
+  if (!is_grid_of(x.size(1), height, width)) {
+    refuse(op, ": patch_resolution (H, W) must satisfy H * W = T = ", x.size(1), ", got (", height, ", ", width,
+           ") for x of shape ", shape_of(x));
+  }
+  if (!(channel_gamma >= 0 && channel_gamma <= 0.25)) {
+    refuse(op, ": channel_gamma must lie in [0, 1/4], four groups share the channels, got ", channel_gamma);
+  }
 }
 
-inline void check_gradients(const char* op, const std::vector<Tensor>& grads, const Tensor& x,
-                            const std::vector<Tensor>& mixes) {
-  STD_TORCH_CHECK(grads.size() == mixes.size(), op, ": grads must be as many as mixes, ", mixes.size(), ", got ",
-                  grads.size());
-  for (const Tensor& grad : grads) check_same(op, "each of grads", grad, "x", x);
+inline void check_q_shift_mix(const char* op, const Tensor& x, const std::vector<Tensor>& mixes, int64_t height,
+                              int64_t width, double channel_gamma) {
+  check_q_shift(op, x, height, width, channel_gamma);
+  for (int64_t i = 0; i < static_cast<int64_t>(mixes.size()); ++i)
+    check_per_channel(op, {"mixes", i}, mixes[i], "x", x);
+}
+
+inline void check_q_shift_mix_backward(const std::vector<Tensor>& grads, const Tensor& x,
+                                       const std::vector<Tensor>& mixes, int64_t height, int64_t width,
+                                       double channel_gamma) {
+  constexpr const char* kName = "_q_shift_mix_backward";
+  check_q_shift_mix(kName, x, mixes, height, width, channel_gamma);
+  if (grads.size() != mixes.size()) {
+    refuse(kName, ": grads must be as many as mixes, ", mixes.size(), ", got ", grads.size());
+  }
+  for (int64_t i = 0; i < static_cast<int64_t>(grads.size()); ++i) check_same(kName, {"grads", i}, grads[i], "x", x);
 }
 
 }  // namespace vrwkv

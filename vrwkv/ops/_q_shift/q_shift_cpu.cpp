@@ -2,7 +2,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/Dispatch_v2.h>
 
 #include <algorithm>
 #include <array>
@@ -17,18 +16,18 @@
 namespace vrwkv {
 namespace {
 
-constexpr int kGroups = 5;       // left, right, above, below, and the channels that stay
+constexpr int kMoved = 4;        // groups of channels that move; the fifth stays
 constexpr int64_t kChunk = 128;  // tokens of one task; fixed, so that sums do not depend on the number of threads
 
-// The grid and, for each group of channels, its bounds and how many tokens away its source lies.
+// The grid of tokens and the first channel of each group.
 struct Grid {
   int64_t height, width, channels, shift;
-  std::array<int64_t, kGroups + 1> bounds;
+  std::array<int64_t, kMoved + 2> bounds;
 
   Grid(int64_t height, int64_t width, int64_t channels, int64_t shift, double gamma)
       : height(height), width(width), channels(channels), shift(shift) {
-    for (int i = 0; i < kGroups; ++i) bounds[i] = static_cast<int64_t>(channels * gamma * i);
-    bounds[kGroups] = channels;
+    for (int i = 0; i <= kMoved; ++i) bounds[i] = static_cast<int64_t>(channels * gamma * i);
+    bounds[kMoved + 1] = channels;
   }
 };
 
@@ -40,7 +39,7 @@ struct Place {
   Place(const Grid& grid, int64_t token)
       : grid(grid), token(token), column(token % grid.width), row(token / grid.width % grid.height) {}
 
-  void step() {
+  void advance() {
     ++token;
     if (++column == grid.width) {
       column = 0;
@@ -68,8 +67,8 @@ struct Place {
 };
 
 void shift_tokens(const Grid& grid, size_t element, const char* x, char* out, int64_t begin, int64_t end) {
-  for (Place place(grid, begin); place.token < end; place.step()) {
-    for (int group = 0; group < kGroups; ++group) {
+  for (Place place(grid, begin); place.token < end; place.advance()) {
+    for (int group = 0; group <= kMoved; ++group) {
       const int64_t source = place.source(group, 1);
       const size_t size = (grid.bounds[group + 1] - grid.bounds[group]) * element;
       char* to = out + (place.token * grid.channels + grid.bounds[group]) * element;
@@ -83,32 +82,32 @@ void shift_tokens(const Grid& grid, size_t element, const char* x, char* out, in
 }
 
 // Some of the mixes, and what is written for them.
-template <typename Scalar, size_t Count>
+template <typename scalar_t, size_t Count>
 struct Mixes {
-  std::array<const Accumulate<Scalar>*, Count> mix;
-  std::array<Scalar*, Count> out;
+  std::array<const accumulate_t<scalar_t>*, Count> mix;
+  std::array<scalar_t*, Count> out;
 };
 
 // Rows of zeros stand in for tokens outside the grid, so that the loops over channels have no branch.
-template <typename Scalar, size_t Count>
+template <typename scalar_t, size_t Count>
 struct MixTokens {
-  using Real = Accumulate<Scalar>;
+  using acc_t = accumulate_t<scalar_t>;
   template <int Bytes>
-  static VRWKV_INLINE void run(const Grid& grid, const Scalar* zeros, const Scalar* x,
-                               const Mixes<Scalar, Count>& mixes, int64_t begin, int64_t end) {
-    const Mixes<Scalar, Count> own = mixes;  // a copy, so that no store to an output can change a pointer
-    for (Place place(grid, begin); place.token < end; place.step()) {
+  static VRWKV_INLINE void run(const Grid& grid, const scalar_t* zeros, const scalar_t* x,
+                               const Mixes<scalar_t, Count>& mixes, int64_t begin, int64_t end) {
+    const Mixes<scalar_t, Count> own = mixes;  // a copy, so that no store to an output can change a pointer
+    for (Place place(grid, begin); place.token < end; place.advance()) {
       const int64_t row = place.token * grid.channels;
-      for (int group = 0; group < kGroups; ++group) {
+      for (int group = 0; group <= kMoved; ++group) {
         const int64_t first = grid.bounds[group], last = grid.bounds[group + 1];
         const int64_t source = place.source(group, 1);
-        const Scalar* other = source < 0 ? zeros : x + source * grid.channels;
-        each_block<Real>(first, last, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
-          const auto shifted = read_block<Scalar, Bytes>(other + c, count);
-          const auto difference = read_block<Scalar, Bytes>(x + row + c, count) - shifted;
+        const scalar_t* other = source < 0 ? zeros : x + source * grid.channels;
+        each_block<acc_t>(first, last, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+          const auto shifted = read_block<scalar_t, Bytes>(other + c, count);
+          const auto difference = read_block<scalar_t, Bytes>(x + row + c, count) - shifted;
           for (size_t j = 0; j < Count; ++j) {
-            const auto share = read_block<Real, Bytes>(own.mix[j] + c, count);
-            write_block<Scalar, Bytes>(shifted + difference * share, own.out[j] + row + c, count);
+            const auto share = read_block<acc_t, Bytes>(own.mix[j] + c, count);
+            write_block<scalar_t, Bytes>(shifted + difference * share, own.out[j] + row + c, count);
           }
         });
       }
@@ -118,35 +117,35 @@ struct MixTokens {
 
 // grad_x collects from the token itself and from the token that reads it; `partials` (mixes, C) receives this chunk's
 // sums of grad * (x - shifted).
-template <typename Scalar>
+template <typename scalar_t>
 struct MixTokensBackward {
-  using Real = Accumulate<Scalar>;
+  using acc_t = accumulate_t<scalar_t>;
   template <int Bytes>
-  static VRWKV_INLINE void run(const Grid& grid, const Scalar* zeros, const Scalar* x,
-                               const std::vector<const Real*>& mixes, const std::vector<const Scalar*>& grads,
-                               Scalar* grad_x, Real* partials, int64_t begin, int64_t end) {
+  static VRWKV_INLINE void run(const Grid& grid, const scalar_t* zeros, const scalar_t* x,
+                               const std::vector<const acc_t*>& mixes, const std::vector<const scalar_t*>& grads,
+                               scalar_t* grad_x, acc_t* partials, int64_t begin, int64_t end) {
     const int64_t channels = grid.channels;
-    std::fill(partials, partials + mixes.size() * channels, Real(0));
-    for (Place place(grid, begin); place.token < end; place.step()) {
+    std::fill(partials, partials + mixes.size() * channels, acc_t(0));
+    for (Place place(grid, begin); place.token < end; place.advance()) {
       const int64_t row = place.token * channels;
-      for (int group = 0; group < kGroups; ++group) {
+      for (int group = 0; group <= kMoved; ++group) {
         const int64_t first = grid.bounds[group], last = grid.bounds[group + 1];
         const int64_t source = place.source(group, 1), reader = place.source(group, -1);
-        const Scalar* other = source < 0 ? zeros : x + source * channels;
-        each_block<Real>(first, last, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+        const scalar_t* other = source < 0 ? zeros : x + source * channels;
+        each_block<acc_t>(first, last, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
           const auto difference =
-              read_block<Scalar, Bytes>(x + row + c, count) - read_block<Scalar, Bytes>(other + c, count);
-          auto sum = Lanes<Real, Bytes>::all(0);
+              read_block<scalar_t, Bytes>(x + row + c, count) - read_block<scalar_t, Bytes>(other + c, count);
+          auto sum = Lanes<acc_t, Bytes>::all(0);
           for (size_t j = 0; j < mixes.size(); ++j) {
-            const auto mix = read_block<Real, Bytes>(mixes[j] + c, count);
-            const auto grad = read_block<Scalar, Bytes>(grads[j] + row + c, count);
-            const Scalar* reading = reader < 0 ? zeros : grads[j] + reader * channels;
-            const auto grad_reader = read_block<Scalar, Bytes>(reading + c, count);
+            const auto mix = read_block<acc_t, Bytes>(mixes[j] + c, count);
+            const auto grad = read_block<scalar_t, Bytes>(grads[j] + row + c, count);
+            const scalar_t* reading = reader < 0 ? zeros : grads[j] + reader * channels;
+            const auto grad_reader = read_block<scalar_t, Bytes>(reading + c, count);
             sum = sum + (grad_reader + (grad - grad_reader) * mix);
-            Real* partial = partials + j * channels + c;
-            write_block<Real, Bytes>(read_block<Real, Bytes>(partial, count) + grad * difference, partial, count);
+            acc_t* partial = partials + j * channels + c;
+            write_block<acc_t, Bytes>(read_block<acc_t, Bytes>(partial, count) + grad * difference, partial, count);
           }
-          write_block<Scalar, Bytes>(sum, grad_x + row + c, count);
+          write_block<scalar_t, Bytes>(sum, grad_x + row + c, count);
         });
       }
     }
@@ -163,44 +162,44 @@ void each_chunk(int64_t tokens, const Function& function) {
   });
 }
 
-template <typename Scalar, size_t Count>
-void mix_some(const Grid& grid, int64_t tokens, const Scalar* x, const Accumulate<Scalar>* const* mixes,
-              Scalar* const* outs) {
-  static const auto function = Dispatch<MixTokens<Scalar, Count>, const Grid&, const Scalar*, const Scalar*,
-                                        const Mixes<Scalar, Count>&, int64_t, int64_t>::pick();
-  Mixes<Scalar, Count> some;
+template <typename scalar_t, size_t Count>
+void mix_some(const Grid& grid, int64_t tokens, const scalar_t* x, const accumulate_t<scalar_t>* const* mixes,
+              scalar_t* const* outs) {
+  static const auto function = Dispatch<MixTokens<scalar_t, Count>, const Grid&, const scalar_t*, const scalar_t*,
+                                        const Mixes<scalar_t, Count>&, int64_t, int64_t>::pick();
+  Mixes<scalar_t, Count> some;
   std::copy(mixes, mixes + Count, some.mix.begin());
   std::copy(outs, outs + Count, some.out.begin());
-  const std::vector<Scalar> zeros(grid.channels, Scalar(0));
+  const std::vector<scalar_t> zeros(grid.channels, scalar_t(0));
   each_chunk(tokens, [&](int64_t, int64_t begin, int64_t end) { function(grid, zeros.data(), x, some, begin, end); });
 }
 
 // Three at a time, the most a layer has: with their number known the pointers stay in registers.
-template <typename Scalar>
-void mix_forward(const Grid& grid, int64_t tokens, const Scalar* x, const std::vector<const Accumulate<Scalar>*>& mixes,
-                 const std::vector<Scalar*>& outs) {
+template <typename scalar_t>
+void mix_forward(const Grid& grid, int64_t tokens, const scalar_t* x,
+                 const std::vector<const accumulate_t<scalar_t>*>& mixes, const std::vector<scalar_t*>& outs) {
   size_t j = 0;
-  for (; j + 3 <= mixes.size(); j += 3) mix_some<Scalar, 3>(grid, tokens, x, &mixes[j], &outs[j]);
-  if (mixes.size() - j == 2) mix_some<Scalar, 2>(grid, tokens, x, &mixes[j], &outs[j]);
-  if (mixes.size() - j == 1) mix_some<Scalar, 1>(grid, tokens, x, &mixes[j], &outs[j]);
+  for (; j + 3 <= mixes.size(); j += 3) mix_some<scalar_t, 3>(grid, tokens, x, &mixes[j], &outs[j]);
+  if (mixes.size() - j == 2) mix_some<scalar_t, 2>(grid, tokens, x, &mixes[j], &outs[j]);
+  if (mixes.size() - j == 1) mix_some<scalar_t, 1>(grid, tokens, x, &mixes[j], &outs[j]);
 }
 
-template <typename Scalar, typename Real = Accumulate<Scalar>>
-void mix_backward(const Grid& grid, int64_t tokens, const Scalar* x, const std::vector<const Real*>& mixes,
-                  const std::vector<const Scalar*>& grads, Scalar* grad_x, const std::vector<Real*>& grad_mixes) {
-  static const auto function =
-      Dispatch<MixTokensBackward<Scalar>, const Grid&, const Scalar*, const Scalar*, const std::vector<const Real*>&,
-               const std::vector<const Scalar*>&, Scalar*, Real*, int64_t, int64_t>::pick();
-  const std::vector<Scalar> zeros(grid.channels, Scalar(0));
+template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
+void mix_backward(const Grid& grid, int64_t tokens, const scalar_t* x, const std::vector<const acc_t*>& mixes,
+                  const std::vector<const scalar_t*>& grads, scalar_t* grad_x, const std::vector<acc_t*>& grad_mixes) {
+  static const auto function = Dispatch<MixTokensBackward<scalar_t>, const Grid&, const scalar_t*, const scalar_t*,
+                                        const std::vector<const acc_t*>&, const std::vector<const scalar_t*>&,
+                                        scalar_t*, acc_t*, int64_t, int64_t>::pick();
+  const std::vector<scalar_t> zeros(grid.channels, scalar_t(0));
   const int64_t chunks = (tokens + kChunk - 1) / kChunk, size = mixes.size() * grid.channels;
-  const std::unique_ptr<Real[]> partials(new Real[chunks * size]);
+  const std::unique_ptr<acc_t[]> partials(new acc_t[chunks * size]);
   each_chunk(tokens, [&](int64_t chunk, int64_t begin, int64_t end) {
     function(grid, zeros.data(), x, mixes, grads, grad_x, &partials[chunk * size], begin, end);
   });
   for (size_t j = 0; j < mixes.size(); ++j) {
     std::vector<double> sum(grid.channels, 0.0);
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const Real* partial = &partials[chunk * size + j * grid.channels];
+      const acc_t* partial = &partials[chunk * size + j * grid.channels];
       for (int64_t c = 0; c < grid.channels; ++c) sum[c] += partial[c];
     }
     std::copy(sum.begin(), sum.end(), grad_mixes[j]);
@@ -213,56 +212,54 @@ std::vector<Tensor> empty_like_all(const std::vector<Tensor>& tensors) {
   return result;
 }
 
-template <typename Scalar>
-std::vector<const Scalar*> pointers(const std::vector<Tensor>& tensors) {
-  std::vector<const Scalar*> result;
-  for (const Tensor& tensor : tensors) result.push_back(tensor.const_data_ptr<Scalar>());
+template <typename scalar_t>
+std::vector<const scalar_t*> pointers(const std::vector<Tensor>& tensors) {
+  std::vector<const scalar_t*> result;
+  for (const Tensor& tensor : tensors) result.push_back(tensor.const_data_ptr<scalar_t>());
   return result;
 }
 
-template <typename Scalar>
-std::vector<Scalar*> mutable_pointers(const std::vector<Tensor>& tensors) {
-  std::vector<Scalar*> result;
-  for (const Tensor& tensor : tensors) result.push_back(tensor.mutable_data_ptr<Scalar>());
+template <typename scalar_t>
+std::vector<scalar_t*> mutable_pointers(const std::vector<Tensor>& tensors) {
+  std::vector<scalar_t*> result;
+  for (const Tensor& tensor : tensors) result.push_back(tensor.mutable_data_ptr<scalar_t>());
   return result;
 }
 
 Tensor q_shift(const Tensor& x, int64_t height, int64_t width, int64_t shift_pixel, double channel_gamma) {
-  check_shift("q_shift", x, {}, height, width, channel_gamma);
+  check_q_shift("q_shift", x, height, width, channel_gamma);
   const Tensor x_ = contiguous(x);
-  Tensor out = empty_output(x_);
-  if (x_.numel() == 0) return out;
+  Tensor y = empty_output(x_);
+  if (x_.numel() == 0) return y;
   const Grid grid(height, width, x_.size(2), shift_pixel, channel_gamma);
   const size_t element = x_.element_size();
   const char* from = static_cast<const char*>(x_.const_data_ptr());
-  char* to = static_cast<char*>(out.mutable_data_ptr());
+  char* to = static_cast<char*>(y.mutable_data_ptr());
   each_chunk(x_.size(0) * x_.size(1),
              [&](int64_t, int64_t begin, int64_t end) { shift_tokens(grid, element, from, to, begin, end); });
-  return out;
+  return y;
 }
 
 std::vector<Tensor> q_shift_mix(const Tensor& x, const std::vector<Tensor>& mixes, int64_t height, int64_t width,
                                 int64_t shift_pixel, double channel_gamma) {
-  check_shift("q_shift_mix", x, mixes, height, width, channel_gamma);
+  check_q_shift_mix("q_shift_mix", x, mixes, height, width, channel_gamma);
   const Tensor x_ = contiguous(x);
   const std::vector<Tensor> mixes_ = contiguous_all(mixes);
   const std::vector<Tensor> outs = empty_like_all(std::vector<Tensor>(mixes.size(), x_));
   if (x_.numel() == 0) return outs;
   const Grid grid(height, width, x_.size(2), shift_pixel, channel_gamma);
-  THO_DISPATCH_V2(x_.scalar_type(), "q_shift_mix", AT_WRAP([&] {
-                    mix_forward<scalar_t>(grid, x_.size(0) * x_.size(1), x_.const_data_ptr<scalar_t>(),
-                                          pointers<Accumulate<scalar_t>>(mixes_), mutable_pointers<scalar_t>(outs));
-                  }),
-                  ScalarType::Float, ScalarType::Double, ScalarType::Half, ScalarType::BFloat16);
+  dispatch_floating(x_.scalar_type(), [&](auto zero) {
+    using scalar_t = decltype(zero);
+    mix_forward<scalar_t>(grid, x_.size(0) * x_.size(1), x_.const_data_ptr<scalar_t>(),
+                          pointers<accumulate_t<scalar_t>>(mixes_), mutable_pointers<scalar_t>(outs));
+  });
   return outs;
 }
 
 std::tuple<Tensor, std::vector<Tensor>> q_shift_mix_backward(const std::vector<Tensor>& grads, const Tensor& x,
                                                              const std::vector<Tensor>& mixes, int64_t height,
                                                              int64_t width, int64_t shift_pixel, double channel_gamma) {
-  constexpr const char* kName = "_q_shift_mix_backward";
-  check_shift(kName, x, mixes, height, width, channel_gamma);
-  check_gradients(kName, grads, x, mixes);
+  check_q_shift_mix_backward(grads, x, mixes, height, width, channel_gamma);
   const Tensor x_ = contiguous(x);
   const std::vector<Tensor> grads_ = contiguous_all(grads), mixes_ = contiguous_all(mixes);
   Tensor grad_x = empty_output(x_);
@@ -272,13 +269,13 @@ std::tuple<Tensor, std::vector<Tensor>> q_shift_mix_backward(const std::vector<T
     return {grad_x, grad_mixes};
   }
   const Grid grid(height, width, x_.size(2), shift_pixel, channel_gamma);
-  THO_DISPATCH_V2(x_.scalar_type(), "q_shift_mix_backward", AT_WRAP([&] {
-                    using Real = Accumulate<scalar_t>;
-                    mix_backward<scalar_t>(grid, x_.size(0) * x_.size(1), x_.const_data_ptr<scalar_t>(),
-                                           pointers<Real>(mixes_), pointers<scalar_t>(grads_),
-                                           grad_x.mutable_data_ptr<scalar_t>(), mutable_pointers<Real>(grad_mixes));
-                  }),
-                  ScalarType::Float, ScalarType::Double, ScalarType::Half, ScalarType::BFloat16);
+  dispatch_floating(x_.scalar_type(), [&](auto zero) {
+    using scalar_t = decltype(zero);
+    using acc_t = accumulate_t<scalar_t>;
+    mix_backward<scalar_t>(grid, x_.size(0) * x_.size(1), x_.const_data_ptr<scalar_t>(), pointers<acc_t>(mixes_),
+                           pointers<scalar_t>(grads_), grad_x.mutable_data_ptr<scalar_t>(),
+                           mutable_pointers<acc_t>(grad_mixes));
+  });
   return {grad_x, grad_mixes};
 }
 

@@ -32,9 +32,10 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
         argument; gradients are the same bits on every run and for any number of threads.
 
     Raises:
-        ValueError: a shape or device does not fit.
-        TypeError: a dtype is not supported, or those of ``k``, ``v`` or ``w`` differ from ``r``'s.
+        TypeError: an argument is no tensor.
+        RuntimeError: a shape, dtype or device does not fit.
     """
+    _checks.check_tensors("wkv6", r=r, k=k, v=v, w=w, u=u)
     u = _checks.accumulated(u, r)
     _check(r, k, v, w, u)
     return torch_impl.wkv6(r, k, v, w, u)
@@ -43,10 +44,10 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
 def _check(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor) -> None:
     _checks.check_floating("wkv6", "r", r)
     if r.dim() != 4:
-        raise ValueError(f"wkv6: r must have shape (B, T, H, N), got {tuple(r.shape)}")
+        raise RuntimeError(f"wkv6: r must have shape (B, T, H, N), got {tuple(r.shape)}")
     for name, tensor in (("k", k), ("v", v), ("w", w)):
         _checks.check_same("wkv6", name, tensor, "r", r)
     _checks.check_floating("wkv6", "u", u)
     if u.shape != r.shape[2:]:
-        raise ValueError(f"wkv6: u must have shape (H, N) = {tuple(r.shape[2:])} to match r, got {tuple(u.shape)}")
+        raise RuntimeError(f"wkv6: u must have shape (H, N) = {tuple(r.shape[2:])} to match r, got {tuple(u.shape)}")
     _checks.check_device("wkv6", "u", u, "r", r)

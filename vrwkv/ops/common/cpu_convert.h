@@ -1,18 +1,12 @@
 // Blocks of neighbouring elements of a tensor, of any floating dtype, to and from lanes of accumulator values.
 #pragma once
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <cstring>
 
 #include "cpu_simd.h"
+#include "dtypes.h"
 
 namespace vrwkv {
-
-// The type that values of a tensor are computed in.
-template <typename Scalar>
-using Accumulate = std::conditional_t<std::is_same_v<Scalar, double>, double, float>;
 
 // Conversions of 16-bit floats, whose bits stand in the lower half of 32-bit lanes.
 template <int Bytes>
@@ -48,59 +42,59 @@ struct HalfBits {
 };
 
 // Ask the second-level cache, which has the room, for the lines of a block ahead of its use; any address will do.
-template <typename Scalar>
-VRWKV_INLINE void prefetch(const Scalar* block) {
-  constexpr int kSize = kLanes<Accumulate<Scalar>> * sizeof(Scalar);
+template <typename scalar_t>
+VRWKV_INLINE void prefetch(const scalar_t* block) {
+  constexpr int kSize = kLanes<accumulate_t<scalar_t>> * sizeof(scalar_t);
   for (int byte = 0; byte < kSize; byte += 64) __builtin_prefetch(reinterpret_cast<const char*>(block) + byte, 0, 2);
 }
 
 // Call function(first, count) for the blocks of elements from `begin` to `end`; where they are whole, with a constant
 // count, so that read_block and write_block are compiled without padding.
-template <typename Real, typename Function>
+template <typename acc_t, typename Function>
 VRWKV_INLINE void each_block(int64_t begin, int64_t end, const Function& function) {
   int64_t first = begin;
-  for (; first + kLanes<Real> <= end; first += kLanes<Real>) function(first, kLanes<Real>);
+  for (; first + kLanes<acc_t> <= end; first += kLanes<acc_t>) function(first, kLanes<acc_t>);
   if (first < end) function(first, end - first);
 }
 
 // `count` neighbouring elements, at most a block, as accumulator values; the lanes behind them are 0.
-template <typename Scalar, int Bytes, typename Real = Accumulate<Scalar>>
-VRWKV_INLINE Lanes<Real, Bytes> read_block(const Scalar* from, int64_t count) {
-  Scalar padded[kLanes<Real>];
-  if (count != kLanes<Real>) {
+template <typename scalar_t, int Bytes, typename acc_t = accumulate_t<scalar_t>>
+VRWKV_INLINE Lanes<acc_t, Bytes> read_block(const scalar_t* from, int64_t count) {
+  scalar_t padded[kLanes<acc_t>];
+  if (count != kLanes<acc_t>) {
     std::memset(padded, 0, sizeof(padded));
-    std::memcpy(padded, from, count * sizeof(Scalar));
+    std::memcpy(padded, from, count * sizeof(scalar_t));
     from = padded;
   }
-  if constexpr (std::is_same_v<Scalar, Real>) {
-    return Lanes<Real, Bytes>::load(from);
+  if constexpr (std::is_same_v<scalar_t, acc_t>) {
+    return Lanes<acc_t, Bytes>::load(from);
   } else {
-    alignas(Bytes) uint32_t bits[kLanes<Real>];
-    for (int i = 0; i < kLanes<Real>; ++i) bits[i] = from[i].x;
-    Lanes<Real, Bytes> block;
+    alignas(Bytes) uint32_t bits[kLanes<acc_t>];
+    for (int i = 0; i < kLanes<acc_t>; ++i) bits[i] = from[i].x;
+    Lanes<acc_t, Bytes> block;
     for (int i = 0; i < block.kVectors; ++i) {
       const auto* part = reinterpret_cast<const typename HalfBits<Bytes>::Wide*>(bits + i * block.kWidth);
-      block.part[i] = HalfBits<Bytes>::widen(Scalar(), *part);
+      block.part[i] = HalfBits<Bytes>::widen(scalar_t(), *part);
     }
     return block;
   }
 }
 
-template <typename Scalar, int Bytes, typename Real = Accumulate<Scalar>>
-VRWKV_INLINE void write_block(const Lanes<Real, Bytes>& block, Scalar* to, int64_t count) {
-  Scalar padded[kLanes<Real>];
-  Scalar* target = count == kLanes<Real> ? to : padded;
-  if constexpr (std::is_same_v<Scalar, Real>) {
+template <typename scalar_t, int Bytes, typename acc_t = accumulate_t<scalar_t>>
+VRWKV_INLINE void write_block(const Lanes<acc_t, Bytes>& block, scalar_t* to, int64_t count) {
+  scalar_t padded[kLanes<acc_t>];
+  scalar_t* target = count == kLanes<acc_t> ? to : padded;
+  if constexpr (std::is_same_v<scalar_t, acc_t>) {
     block.store(target);
   } else {
-    alignas(Bytes) uint32_t bits[kLanes<Real>];
+    alignas(Bytes) uint32_t bits[kLanes<acc_t>];
     for (int i = 0; i < block.kVectors; ++i) {
       auto* part = reinterpret_cast<typename HalfBits<Bytes>::Wide*>(bits + i * block.kWidth);
-      *part = HalfBits<Bytes>::narrow(Scalar(), block.part[i]);
+      *part = HalfBits<Bytes>::narrow(scalar_t(), block.part[i]);
     }
-    for (int i = 0; i < kLanes<Real>; ++i) target[i].x = static_cast<uint16_t>(bits[i]);
+    for (int i = 0; i < kLanes<acc_t>; ++i) target[i].x = static_cast<uint16_t>(bits[i]);
   }
-  if (target == padded) std::memcpy(to, padded, count * sizeof(Scalar));
+  if (target == padded) std::memcpy(to, padded, count * sizeof(scalar_t));
 }
 
 }  // namespace vrwkv

@@ -11,40 +11,40 @@ namespace vrwkv {
 
 // One step of a kernel works on 64 bytes of neighbouring channels, a cache line: 16 floats or 8 doubles.
 constexpr int kBlockBytes = 64;
-template <typename Real>
-constexpr int kLanes = kBlockBytes / sizeof(Real);
+template <typename acc_t>
+constexpr int kLanes = kBlockBytes / sizeof(acc_t);
 
 // kLanes values in vectors of `Bytes` bytes, the width of the instruction set that the caller is compiled for.
-template <typename Real, int Bytes>
+template <typename acc_t, int Bytes>
 struct Lanes {
-  typedef Real Vector __attribute__((vector_size(Bytes)));
-  typedef Real Unaligned __attribute__((vector_size(Bytes), aligned(sizeof(Real)), may_alias));
+  typedef acc_t Vector __attribute__((vector_size(Bytes)));
+  typedef acc_t Unaligned __attribute__((vector_size(Bytes), aligned(sizeof(acc_t)), may_alias));
   static constexpr int kVectors = kBlockBytes / Bytes;
-  static constexpr int kWidth = Bytes / sizeof(Real);
+  static constexpr int kWidth = Bytes / sizeof(acc_t);
 
   Vector part[kVectors];
 
-  static VRWKV_INLINE Lanes load(const Real* from) {
+  static VRWKV_INLINE Lanes load(const acc_t* from) {
     Lanes lanes;
     for (int i = 0; i < kVectors; ++i) lanes.part[i] = *reinterpret_cast<const Unaligned*>(from + i * kWidth);
     return lanes;
   }
-  static VRWKV_INLINE Lanes all(Real value) {
+  static VRWKV_INLINE Lanes all(acc_t value) {
     Lanes lanes;
     for (int i = 0; i < kVectors; ++i) lanes.part[i] = value - Vector{};
     return lanes;
   }
-  VRWKV_INLINE void store(Real* to) const {
+  VRWKV_INLINE void store(acc_t* to) const {
     for (int i = 0; i < kVectors; ++i) *reinterpret_cast<Unaligned*>(to + i * kWidth) = part[i];
   }
 };
 
-#define VRWKV_LANES_OPERATOR(op)                                                                          \
-  template <typename Real, int Bytes>                                                                     \
-  VRWKV_INLINE Lanes<Real, Bytes> operator op(const Lanes<Real, Bytes>& a, const Lanes<Real, Bytes>& b) { \
-    Lanes<Real, Bytes> result;                                                                            \
-    for (int i = 0; i < result.kVectors; ++i) result.part[i] = a.part[i] op b.part[i];                    \
-    return result;                                                                                        \
+#define VRWKV_LANES_OPERATOR(op)                                                                             \
+  template <typename acc_t, int Bytes>                                                                       \
+  VRWKV_INLINE Lanes<acc_t, Bytes> operator op(const Lanes<acc_t, Bytes>& a, const Lanes<acc_t, Bytes>& b) { \
+    Lanes<acc_t, Bytes> result;                                                                              \
+    for (int i = 0; i < result.kVectors; ++i) result.part[i] = a.part[i] op b.part[i];                       \
+    return result;                                                                                           \
   }
 VRWKV_LANES_OPERATOR(+)
 VRWKV_LANES_OPERATOR(-)
@@ -53,16 +53,16 @@ VRWKV_LANES_OPERATOR(/)
 #undef VRWKV_LANES_OPERATOR
 
 // The larger of two; `b` where one is NaN.
-template <typename Real, int Bytes>
-VRWKV_INLINE Lanes<Real, Bytes> max(const Lanes<Real, Bytes>& a, const Lanes<Real, Bytes>& b) {
-  Lanes<Real, Bytes> result;
+template <typename acc_t, int Bytes>
+VRWKV_INLINE Lanes<acc_t, Bytes> max(const Lanes<acc_t, Bytes>& a, const Lanes<acc_t, Bytes>& b) {
+  Lanes<acc_t, Bytes> result;
   for (int i = 0; i < result.kVectors; ++i) result.part[i] = a.part[i] > b.part[i] ? a.part[i] : b.part[i];
   return result;
 }
 
-template <typename Real, int Bytes>
-VRWKV_INLINE Lanes<Real, Bytes> sqrt(const Lanes<Real, Bytes>& x) {
-  Lanes<Real, Bytes> result;
+template <typename acc_t, int Bytes>
+VRWKV_INLINE Lanes<acc_t, Bytes> sqrt(const Lanes<acc_t, Bytes>& x) {
+  Lanes<acc_t, Bytes> result;
   for (int i = 0; i < result.kVectors; ++i) {
     for (int lane = 0; lane < result.kWidth; ++lane) result.part[i][lane] = std::sqrt(x.part[i][lane]);
   }
@@ -71,7 +71,7 @@ VRWKV_INLINE Lanes<Real, Bytes> sqrt(const Lanes<Real, Bytes>& x) {
 
 // What exp needs of a type: e^x = 2^n p(r) with x log2(e) = n + r, |r| <= 1/2. The coefficients, from the constant up,
 // are the minimax fit of 2^r on that interval: relative error 8e-8 (float), 3e-18 (double).
-template <typename Real>
+template <typename acc_t>
 struct ExpTraits;
 template <>
 struct ExpTraits<float> {
@@ -98,15 +98,15 @@ struct ExpTraits<double> {
 // e^x for x from kLowest to 88.3 (float) or 709.4 (double). NaN gives NaN. To the error above comes that of log2(e),
 // |x| / 9 (float) or |x| / 16 (double) units in the last place, and another |x| / 2 where the product x log2(e) is
 // rounded too: without fused multiply-add.
-template <typename Real, int Bytes>
-VRWKV_INLINE Lanes<Real, Bytes> exp_in_range(const Lanes<Real, Bytes>& x) {
-  using Traits = ExpTraits<Real>;
-  using Vector = typename Lanes<Real, Bytes>::Vector;
+template <typename acc_t, int Bytes>
+VRWKV_INLINE Lanes<acc_t, Bytes> exp_in_range(const Lanes<acc_t, Bytes>& x) {
+  using Traits = ExpTraits<acc_t>;
+  using Vector = typename Lanes<acc_t, Bytes>::Vector;
   typedef typename Traits::Int IntVector __attribute__((vector_size(Bytes)));
-  constexpr int kDegree = sizeof(Traits::kPolynomial) / sizeof(Real) - 1;
-  Lanes<Real, Bytes> result;
+  constexpr int kDegree = sizeof(Traits::kPolynomial) / sizeof(acc_t) - 1;
+  Lanes<acc_t, Bytes> result;
   for (int i = 0; i < result.kVectors; ++i) {
-    const Vector scaled = x.part[i] * Real(1.4426950408889634), shifted = scaled + Traits::kRound;
+    const Vector scaled = x.part[i] * acc_t(1.4426950408889634), shifted = scaled + Traits::kRound;
     const Vector r = scaled - (shifted - Traits::kRound);
     Vector p = Traits::kPolynomial[kDegree] - Vector{};
     for (int j = kDegree - 1; j >= 0; --j) p = p * r + Traits::kPolynomial[j];
@@ -116,15 +116,15 @@ VRWKV_INLINE Lanes<Real, Bytes> exp_in_range(const Lanes<Real, Bytes>& x) {
 }
 
 // The same for any x up to there: what lies below kLowest gives e^kLowest.
-template <typename Real, int Bytes>
-VRWKV_INLINE Lanes<Real, Bytes> exp(const Lanes<Real, Bytes>& x) {
-  return exp_in_range(max(Lanes<Real, Bytes>::all(ExpTraits<Real>::kLowest), x));
+template <typename acc_t, int Bytes>
+VRWKV_INLINE Lanes<acc_t, Bytes> exp(const Lanes<acc_t, Bytes>& x) {
+  return exp_in_range(max(Lanes<acc_t, Bytes>::all(ExpTraits<acc_t>::kLowest), x));
 }
 
 // 1 / (1 + e^-x), from e^-|x|, which cannot overflow.
-template <typename Real, int Bytes>
-VRWKV_INLINE Lanes<Real, Bytes> sigmoid(const Lanes<Real, Bytes>& x) {
-  using L = Lanes<Real, Bytes>;
+template <typename acc_t, int Bytes>
+VRWKV_INLINE Lanes<acc_t, Bytes> sigmoid(const Lanes<acc_t, Bytes>& x) {
+  using L = Lanes<acc_t, Bytes>;
   const L zero = L::all(0), one = L::all(1);
   const L e = exp(zero - max(zero - x, x));
   L numerator;

@@ -1,5 +1,4 @@
-// What every CUDA kernel of the package shares: accumulator types, memory access, launches, and the checks of the host
-// functions.
+// What every CUDA kernel of the package shares: memory access, launches, and arithmetic that is no library call.
 //
 // Kernels reach memory only through Global and Shared, and are launched only through launch(). Under nvcc these are
 // plain pointers and <<<>>>; tests/cuda compiles the same sources with g++ and puts checked pointers and fibres in
@@ -16,7 +15,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/Dispatch_v2.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -30,8 +28,6 @@
 #include <cuda_runtime.h>
 
 namespace vrwkv {
-
-constexpr auto kDeviceType = torch::headeronly::DeviceType::CUDA;
 
 template <typename T>
 using Global = T*;
@@ -100,9 +96,6 @@ constexpr int64_t kMaxBlocks = 2147483647;
 
 namespace vrwkv {
 
-template <typename scalar_t>
-using accumulate_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
-
 template <typename scalar_t, int N>
 struct alignas(N * sizeof(scalar_t)) Vector {
   scalar_t values[N];
@@ -150,11 +143,6 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline bool is_vectorizable(const Tensor& tensor, int64_t channels) {
   const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
   return address % 16 == 0 && channels * tensor.element_size() % 16 == 0;
-}
-
-inline void check_device(const char* op, const char* name, const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.device().type() == kDeviceType, op, ": ", name, " must be on a CUDA device, got one on ",
-                  device_name(tensor));
 }
 
 }  // namespace vrwkv
