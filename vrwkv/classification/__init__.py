@@ -3,13 +3,12 @@
 The scripts in `tools/` are thin: everything they do can be called from Python through these names.
 """
 
+from importlib.util import find_spec
+
 from vrwkv.runtime.errors import MissingExtra, UserError
 
-try:
-    import pydantic as _pydantic  # noqa: F401
-    import tqdm as _tqdm  # noqa: F401
-except ImportError as error:
-    raise MissingExtra(f"vrwkv.classification needs {error.name}: pip install 'vrwkv[train]'") from error
+if _missing := [name for name in ("matplotlib", "pydantic", "tqdm") if find_spec(name) is None]:
+    raise MissingExtra(f"vrwkv.classification needs {', '.join(_missing)}: pip install 'vrwkv[train]'")
 
 from vrwkv.classification.classifier import Classifier, Prediction, load_classifier, predict_files
 from vrwkv.classification.config import Config
