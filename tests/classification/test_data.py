@@ -2,6 +2,8 @@
 
 import os
 import random
+import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,14 @@ from PIL import Image
 from support.training import MEAN, STD, normalise
 
 from vrwkv.classification.config import AugmentConfig, DataConfig
-from vrwkv.classification.data import FolderDataset, ImageFolder, create_eval_loader, create_train_loader, share_of
+from vrwkv.classification.data import (
+    FolderDataset,
+    ImageFolder,
+    _seed_worker,
+    create_eval_loader,
+    create_train_loader,
+    share_of,
+)
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import World
 
@@ -237,3 +246,15 @@ def test_paths_that_are_no_folders(tmp_path):
 def test_shares(size, pictures, expected):
     dataset = range(pictures)
     assert [share_of(dataset, World(CPU.device, rank, size)) for rank in range(size)] == expected
+
+
+def test_signals_end_a_worker_at_once(monkeypatch):
+    """Without a traceback, and without an exit code that the main process would report."""
+    handlers, codes = {}, []
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    assert _seed_worker(SimpleNamespace(seed=5, id=1)) == 5
+    assert set(handlers) == {signal.SIGINT, signal.SIGTERM}
+    for handler in handlers.values():
+        handler(2, None)
+    assert codes == [0, 0]

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from support.colours import CLASSES, picture
 
-from vrwkv.classification import Classifier, UserError, load_classifier
+from vrwkv.classification import Classifier, UserError, load_classifier, predict_files
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -122,6 +122,73 @@ def test_predict_in_lower_precision(run, data_root, predict, capsys):
         probabilities[amp] = json.loads(capsys.readouterr().out)[0]["predictions"][0]["probability"]
     assert probabilities["none"] == pytest.approx(probabilities["bfloat16"], rel=0.1)
     assert probabilities["none"] != probabilities["bfloat16"]
+
+
+def save_untrained(path, **entries):
+    """A checkpoint of a grey model with random weights and seven classes."""
+    args = {"img_size": 16, "patch_size": 8, "in_chans": 1, "num_classes": 7}
+    torch.manual_seed(0)
+    model = timm.create_model("test_vrwkv", **args)
+    torch.nn.init.normal_(model.head.weight)
+    torch.save({"arch": "test_vrwkv", "model_args": args, "state_dict": model.state_dict(), **entries}, path)
+    return path
+
+
+def test_grey_model_without_class_names(tmp_path):
+    """It is given grey pictures, and names its classes by number."""
+    classifier = load_classifier(save_untrained(tmp_path / "x.pth"), device="cpu")
+    red = Image.new("RGB", (16, 16), (200, 0, 0))
+    assert classifier.data_config["input_size"] == (1, 16, 16)
+    assert classifier.open(red).mode == "L"
+    assert classifier.prepare(red).shape == (1, 16, 16)
+    found = classifier.predict(red, topk=99)
+    assert sorted(each.class_name for each in found) == list("0123456")
+    assert sum(each.probability for each in found) == pytest.approx(1)
+    assert classifier.predict(red.convert("L"), topk=99) == found
+    assert len(classifier.predict(red)) == 5
+
+
+def test_predict_files_in_batches(run, data_root, tmp_path):
+    """Their results stay with them, whatever is bad between them."""
+    classifier = load_classifier(run / "best.pth", device="cpu")
+    good = sorted((data_root / "val").glob("*/*.png"))
+    paths = [path for each in good * 5 for path in (each, tmp_path / "absent.png")]  # 150, five batches
+    results = predict_files(classifier, paths, topk=1)
+    assert [result["image"] for result in results] == [str(path) for path in paths]
+    for path, result in zip(paths, results, strict=True):
+        if path in good:
+            assert result["predictions"][0]["class"] == path.parent.name
+            assert "error" not in result
+        else:
+            assert result == {"image": str(path), "error": f"image {path} does not exist"}
+    assert len(predict_files(classifier, good)[0]["predictions"]) == 3
+
+
+def test_published_weights(tmp_path, monkeypatch, predict, error):
+    """They are asked for where no checkpoint is given, of a model that is named."""
+    path, asked = save_untrained(tmp_path / "x.pth"), []
+    create_model = timm.create_model
+
+    def create(name, pretrained=False, **kwargs):
+        asked.append((name, pretrained))
+        return create_model(name, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    assert load_classifier(model_name="test_vrwkv", pretrained=True, device="cpu").class_names[0] == "n01440764"
+    load_classifier(path, "test_vrwkv", pretrained=True)
+    load_classifier(path)
+    assert asked == [("test_vrwkv", True), ("test_vrwkv", False), ("test_vrwkv", False)]
+    for argv in (["--model", "test_vrwkv"], ["--pretrained"], []):
+        expected = "error: required: --checkpoint PATH, or --model NAME with --pretrained"
+        assert error(predict, ["x.png", *argv]) == expected
+
+
+def test_data_root_that_is_not_known(tmp_path, data_root, validate, error):
+    path = save_untrained(tmp_path / "x.pth")
+    expected = "error: required: --data-root DIR, because the checkpoint does not name one"
+    assert error(validate, ["--checkpoint", path]) == expected
+    expected = f"error: the model has 7 classes, {data_root / 'val'} has 3"
+    assert error(validate, ["--checkpoint", path, "--data-root", data_root]) == expected
 
 
 def test_number_of_class_names(run):
