@@ -11,8 +11,9 @@ BIN := .venv/bin
 export VRWKV_CUDA ?= $(if $(TORCH_CUDA_ARCH_LIST)$(wildcard /dev/nvidia0),auto,0)
 # libgomp's busy waiting makes everything many times slower where other programs want the cores too.
 export OMP_WAIT_POLICY ?= PASSIVE
-DIGITS := output/vrwkv_nano_digits
-SCENES := output/vrwkv_detail_nano_digit_scenes
+DIGITS := output/demo
+DIGITS_CONFIG := configs/classification/vrwkv_nano_digits.yaml
+SCENES := output/demo-seg
 SCENES_CONFIG := configs/segmentation/vrwkv_detail_nano_digit_scenes.py
 SOURCES := setup.py $(wildcard $(foreach kind,cpp h cu cuh,vrwkv/ops/*/*.$(kind)))
 
@@ -31,35 +32,58 @@ vrwkv/_C.abi3.so: .venv/installed $(SOURCES)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	touch $@
 
-demo: $(DIGITS)/predictions.json
+# A demo trains again when something that its training runs on has changed; a change elsewhere runs what it concerns.
+# X.started marks the start of a run and X.trained its end: in between, an interrupted run goes on.
+NETWORKS := vrwkv/_C.abi3.so $(wildcard vrwkv/*.py $(foreach room,runtime layers models ops ops/*,vrwkv/$(room)/*.py))
+AFTER_TRAINING := $(addprefix vrwkv/,classification/predict.py segmentation/draw.py segmentation/files.py \
+	segmentation/segment.py)
+
+demo: $(DIGITS)/validation.json $(DIGITS)/predictions.json
 	$(BIN)/python demo/show_results.py $(DIGITS)
 
-data/digits: | build
-	$(BIN)/python demo/make_digits.py $@
-
-$(DIGITS)/validation.json: | build data/digits
-	$(BIN)/python tools/train.py --config configs/classification/vrwkv_nano_digits.yaml --resume
-	$(BIN)/python tools/validate.py --checkpoint $(DIGITS)/best.pth --workers 0 --json > $@.tmp
-	mv $@.tmp $@
-
-$(DIGITS)/predictions.json: $(DIGITS)/validation.json
-	$(BIN)/python tools/predict.py data/digits/samples/*.png --checkpoint $(DIGITS)/best.pth --json > $@.tmp
-	mv $@.tmp $@
-
-demo-seg: $(SCENES)/overlays.json
-	@cat $(SCENES)/result.json; echo
+demo-seg: $(SCENES)/result.json $(SCENES)/overlays.json
+	@cat $(SCENES)/result.json
 	@echo "result      $(SCENES)/result.json"
 	@echo "checkpoint  $(SCENES)/last_checkpoint names it"
 	@echo "overlays    $(SCENES)/overlays"
 
-data/digit_scenes: | build
-	$(BIN)/python demo/make_digit_scenes.py $@
+data/digits: demo/make_digits.py | build
+data/digit_scenes: demo/make_digit_scenes.py | build
+data/digits data/digit_scenes:
+	rm -rf $@
+	$(BIN)/python $< $@
+	touch $@
 
-$(SCENES)/result.json: | build data/digit_scenes
+$(DIGITS).started: $(DIGITS_CONFIG) tools/train.py data/digits $(NETWORKS) \
+		$(filter-out $(AFTER_TRAINING),$(wildcard vrwkv/classification/*.py))
+$(SCENES).started: $(SCENES_CONFIG) tools/train_segmentor.py data/digit_scenes $(NETWORKS) \
+		$(filter-out $(AFTER_TRAINING),$(wildcard vrwkv/segmentation/*.py))
+$(DIGITS).started $(SCENES).started:
+	rm -rf $(basename $@)
+	mkdir -p $(@D)
+	touch $@
+
+$(DIGITS).trained: $(DIGITS).started
+	$(BIN)/python tools/train.py --config $(DIGITS_CONFIG) --set output=$(DIGITS) --resume
+	touch $@
+
+$(DIGITS)/validation.json: $(DIGITS).trained tools/validate.py
+	$(BIN)/python tools/validate.py --checkpoint $(DIGITS)/best.pth --workers 0 --json > $@.tmp
+	mv $@.tmp $@
+
+$(DIGITS)/predictions.json: $(DIGITS).trained tools/predict.py vrwkv/classification/predict.py
+	$(BIN)/python tools/predict.py data/digits/samples/*.png --checkpoint $(DIGITS)/best.pth --json > $@.tmp
+	mv $@.tmp $@
+
+$(SCENES).trained: $(SCENES).started
 	$(BIN)/python tools/train_segmentor.py $(SCENES_CONFIG) --work-dir $(SCENES) --resume
-	$(BIN)/python tools/test_segmentor.py $(SCENES_CONFIG) $$(cat $(SCENES)/last_checkpoint) --json $@
+	touch $@
 
-$(SCENES)/overlays.json: $(SCENES)/result.json
+$(SCENES)/result.json: $(SCENES).trained tools/test_segmentor.py
+	$(BIN)/python tools/test_segmentor.py $(SCENES_CONFIG) $$(cat $(SCENES)/last_checkpoint) --json > $@.tmp
+	mv $@.tmp $@
+
+$(SCENES)/overlays.json: $(SCENES).trained tools/segment.py $(filter vrwkv/segmentation/%,$(AFTER_TRAINING))
 	$(BIN)/python tools/segment.py data/digit_scenes/images/val --config $(SCENES_CONFIG) \
 		--checkpoint $$(cat $(SCENES)/last_checkpoint) --out $(SCENES)/overlays --json > $@.tmp
 	mv $@.tmp $@
