@@ -9,19 +9,15 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from vrwkv.runtime.errors import command_line
+from vrwkv.runtime.processes import AMP
 
 
 @command_line
 def main(argv: Sequence[str] | None = None) -> int:
-    # In here, so that a missing mmsegmentation takes one line to tell.
-    from vrwkv.runtime.processes import AMP
-    from vrwkv.segmentation.config import DictAction
-    from vrwkv.segmentation.files import find_pictures, segment_files
-    from vrwkv.segmentation.segment import load_segmentor
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER")
     parser.add_argument("--config", required=True)
@@ -35,11 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--amp", choices=AMP, default="none")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", dest="options")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the config")
     args = parser.parse_args(argv)
-    pictures = find_pictures(args.images)
-    model = load_segmentor(args.config, args.checkpoint, args.device, args.options)
-    results = segment_files(model, pictures, args.out, args.opacity, args.classes, args.amp, args.tile)
+    with redirect_stdout(sys.stderr):
+        # In here, so that a missing mmsegmentation takes one line to tell.
+        from vrwkv.segmentation.config import parse_options
+        from vrwkv.segmentation.files import find_pictures, segment_files
+        from vrwkv.segmentation.segment import load_segmentor
+
+        pictures = find_pictures(args.images)
+        model = load_segmentor(args.config, args.checkpoint, args.device, parse_options(args.cfg_options))
+        results = segment_files(model, pictures, args.out, args.opacity, args.classes, args.amp, args.tile)
     if args.json:
         print(json.dumps(results, indent=2))
     for result in results:

@@ -6,33 +6,35 @@ torchrun --nproc_per_node=8 tools/test_segmentor.py CONFIG CHECKPOINT --tta     
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
 from vrwkv.runtime.errors import command_line
+from vrwkv.runtime.processes import is_primary
 
 
 @command_line
 def main(argv: Sequence[str] | None = None) -> int:
-    # In here, so that a missing mmsegmentation takes one line to tell.
-    from vrwkv.segmentation.config import DictAction
-    from vrwkv.segmentation.runner import test
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("checkpoint", metavar="CHECKPOINT")
     parser.add_argument("--tta", action="store_true", help="average over the config's flips and scales")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", dest="options")
-    parser.add_argument("--json", metavar="PATH", help="write the result to a file")
-    args = vars(parser.parse_args(argv))
-    path = args.pop("json")
-    result = test(**args)
-    if os.environ.get("RANK", "0") == "0":  # not torchrun's other processes
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the config")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    args = parser.parse_args(argv)
+    with redirect_stdout(sys.stderr):
+        # In here, so that a missing mmsegmentation takes one line to tell.
+        from vrwkv.segmentation.config import parse_options
+        from vrwkv.segmentation.runner import test
+
+        result = test(args.config, args.checkpoint, args.tta, parse_options(args.cfg_options))
+    if not is_primary():
+        return 0
+    if args.json:
+        print(json.dumps(result, indent=2))
+    else:
         print(", ".join(f"{name} {value:.2f} %" for name, value in result.items() if "time" not in name))
-        if path:
-            with open(path, "w") as file:
-                json.dump(result, file, indent=2)
     return 0
 
 

@@ -8,16 +8,14 @@ python tools/train_segmentor.py CONFIG --work-dir output/run1 --resume
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
 from vrwkv.runtime.errors import command_line
+from vrwkv.runtime.processes import is_primary
 
 
 @command_line
 def main(argv: Sequence[str] | None = None) -> int:
-    # In here, so that a missing mmsegmentation takes one line to tell.
-    from vrwkv.segmentation.config import DictAction
-    from vrwkv.segmentation.runner import train
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--work-dir", metavar="DIR", help="default: the config's, or output/ and the config's name")
@@ -29,9 +27,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="go on from a checkpoint; auto (the default) takes the latest in the work folder",
     )
     parser.add_argument("--amp", action="store_true", help="mixed precision")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", dest="options")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the config")
     args = parser.parse_args(argv)
-    train(**vars(args))
+    with redirect_stdout(sys.stderr):
+        # In here, so that a missing mmsegmentation takes one line to tell.
+        from vrwkv.segmentation.config import parse_options
+        from vrwkv.segmentation.runner import train
+
+        work_dir = train(args.config, args.work_dir, args.resume, args.amp, parse_options(args.cfg_options))
+    if is_primary():
+        print(f"checkpoints and logs  {work_dir}")
     return 0
 
 

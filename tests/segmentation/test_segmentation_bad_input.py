@@ -89,6 +89,35 @@ def test_bad_mask_in_a_worker(own_scenes, config_path, train_segmentor, error, t
         (["model.backbone.type=ResNott"], "ResNott is not in the mmseg::model registry"),
         (["model.backbone.deform_num_heads=5"], "must be a multiple of 5 heads"),
         (["load_from=absent.pth"], "checkpoint absent.pth does not exist"),
+        (["model"], "--cfg-options takes KEY=VALUE, got 'model'"),
+        (["model.backbone=[(1]"], "--cfg-options cannot be read: "),
+        (["model=3"], "config key model must be a valid dictionary, not 3"),
+        (["train_pipeline.x=3"], "train_pipeline.x=3 does not fit the config: "),
+        (["model.test_cfg.mode=slid"], "config key model.test_cfg.mode must be 'whole' or 'slide', not 'slid'"),
+        (
+            ["model.test_cfg.stride=(0,0)"],
+            "model.test_cfg.stride[0] must be greater than or equal to 1, not 0",
+        ),
+        (
+            ["model.test_cfg.crop_size=(0,0)"],
+            "model.test_cfg.crop_size[0] must be greater than or equal to 1",
+        ),
+        (["model.test_cfg.stride=(40,20)"], "needs a stride of at most the crop_size [32, 32], not [40, 20]"),
+        (
+            ["train_dataloader.batch_size=0"],
+            "train_dataloader.batch_size must be greater than or equal to 1",
+        ),
+        (["val_dataloader.num_workers=-1"], "config key val_dataloader.num_workers must be greater than or equal to 0"),
+        (["optim_wrapper.optimizer.lr=-1"], "config key optim_wrapper.optimizer.lr must be greater than 0, not -1"),
+        (
+            ["optim_wrapper.optimizer.weight_decay=-1"],
+            "optim_wrapper.optimizer.weight_decay must be greater",
+        ),
+        (["optim_wrapper.clip_grad.max_norm=-1"], "config key optim_wrapper.clip_grad.max_norm must be greater than 0"),
+        (["optim_wrapper.optimizer.momentums=1"], "unexpected keyword argument 'momentums' (TypeError in "),
+        (["train_cfg.max_iters=0"], "config key train_cfg.max_iters must be greater than or equal to 1, not 0"),
+        (["train_cfg.val_interval=0"], "config key train_cfg.val_interval must be greater than or equal to 1, not 0"),
+        (["model.decode_head.in_index=[0,1,2,9]"], "the config cannot be used: "),
     ],
 )
 def test_settings(options, expected, config_path, train_segmentor, error, tmp_path):
@@ -106,6 +135,18 @@ def test_bad_configs(train_segmentor, error, tmp_path):
 
 def test_earlier_run_is_not_overwritten(run, config_path, train_segmentor, error):
     assert "holds an earlier run: add --resume" in error(train_segmentor, [config_path, "--work-dir", run])
+
+
+def test_all_problems_at_once(config_path, train_segmentor, error):
+    options = ["model.test_cfg.mode=slid", "train_cfg.max_iters=0"]
+    first, second = error(train_segmentor, [config_path, "--cfg-options", *options]).splitlines()
+    assert "model.test_cfg.mode" in first and "train_cfg.max_iters" in second
+
+
+def test_work_folder_that_cannot_be_made(config_path, train_segmentor, error, tmp_path):
+    (tmp_path / "file").touch()
+    argv = [config_path, "--work-dir", tmp_path / "file" / "work"]
+    assert f"cannot write to output {tmp_path / 'file' / 'work'}: Not a directory" in error(train_segmentor, argv)
 
 
 def test_weights_alone_cannot_be_resumed(config_path, train_segmentor, error, tmp_path):
@@ -168,7 +209,7 @@ def test_without_mmseg(subprocess_environment):
         "import runpy, sys\n"
         "for name in ('mmseg', 'mmengine', 'mmcv'): sys.modules[name] = None\n"
         "import vrwkv, vrwkv.classification\n"
-        "sys.argv = ['segment.py']\n"
+        "sys.argv = 'segment.py x.png --config c.py --checkpoint c.pth --out out'.split()\n"
         f"runpy.run_path({str(REPOSITORY / 'tools' / 'segment.py')!r}, run_name='__main__')"
     )
     result = subprocess.run([sys.executable, "-c", program], env=subprocess_environment, capture_output=True, text=True)

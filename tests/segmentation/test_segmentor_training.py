@@ -17,10 +17,11 @@ def test_checkpoint_is_read_safely(checkpoint):
     assert content["meta"]["dataset_meta"]["classes"][:3] == ("photograph", "0", "1")
 
 
-def test_same_numbers_again(run, config_path, checkpoint, test_segmentor, tmp_path):
-    argv = [str(config_path), str(checkpoint), "--json", str(tmp_path / "result.json")]
-    assert test_segmentor(argv) == 0
-    result = json.loads((tmp_path / "result.json").read_text())
+def test_same_numbers_again(run, config_path, checkpoint, test_segmentor, capsys):
+    argv = [str(config_path), str(checkpoint)]
+    capsys.readouterr()
+    assert test_segmentor([*argv, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
     log = next(run.glob("*/vis_data/scalars.json")).read_text().splitlines()
     logged = next(json.loads(line) for line in log if "mIoU" in line)
     for name in ("aAcc", "mIoU", "mAcc"):

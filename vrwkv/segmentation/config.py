@@ -1,24 +1,40 @@
 """Reading mmengine's configs, and checking what they name before it is used."""
 
-from collections.abc import Iterator, Mapping
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-from mmengine.config import DictAction as DictAction
+from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 
 from vrwkv.runtime.errors import UserError, first_line, nearest
+from vrwkv.segmentation.schema import check_settings
 
-MAX_CLASSES = 256  # of an 8-bit mask
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """Overrides given on a command line as KEY=VALUE, values as mmengine reads them.
+
+    Raises:
+        UserError: one is not of this form.
+    """
+    for option in options:
+        if not option.partition("=")[1]:
+            raise UserError(f"--cfg-options takes KEY=VALUE, got {option!r}")
+    parsed = Namespace()
+    try:
+        DictAction([], "options")(ArgumentParser(), parsed, options)
+    except AssertionError as error:
+        raise UserError(f"--cfg-options cannot be read: {first_line(error)}") from error
+    return parsed.options
 
 
 def load_config(config: str | Path | Config, options: Mapping[str, Any] | None = None) -> Config:
     """A config, with overrides of its keys.
 
     Raises:
-        UserError: there is no such file, it is broken, or an override does not fit.
+        UserError: there is no such file, it is broken, an override does not fit, or a setting is out of range.
     """
     try:
         cfg = config.copy() if isinstance(config, Config) else Config.fromfile(config)
@@ -30,12 +46,14 @@ def load_config(config: str | Path | Config, options: Mapping[str, Any] | None =
     for key in options or {}:
         if (first := key.partition(".")[0]) not in known:
             raise UserError(f"the config has no key {first!r}{nearest(first, known)}")
-    try:
-        cfg.merge_from_dict(dict(options or {}))
-    except (AssertionError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"an override does not fit the config: {first_line(error)}") from error
-    if "type" not in cfg.get("model", {}):
+    for key, value in (options or {}).items():
+        try:
+            cfg.merge_from_dict({key: value})
+        except Exception as error:  # whatever comes of treating a list or a number as a dict
+            raise UserError(f"{key}={value} does not fit the config: {first_line(error)}") from error
+    if not cfg.get("model"):
         raise UserError(f"config {cfg.filename} has no model")
+    check_settings(cfg.to_dict())
     init_default_scope(cfg.get("default_scope", "mmseg"))
     return cfg
 
@@ -76,10 +94,8 @@ def dataset_meta(meta: Mapping[str, Any], cfg: Config, num_classes: int) -> dict
     """Class names and palette: of a checkpoint's `meta`, else of the config's data.
 
     Raises:
-        UserError: there are more classes than a mask can hold, or the checkpoint names another number of them.
+        UserError: the checkpoint names another number of classes.
     """
-    if num_classes > MAX_CLASSES:
-        raise UserError(f"a mask holds {MAX_CLASSES} classes at most, the model has {num_classes}")
     found = meta.get("dataset_meta") or {key.lower(): meta[key] for key in ("CLASSES", "PALETTE") if key in meta}
     if not found.get("classes"):  # weights alone
         datasets = (meta_of(dataset) for _, dataset in loaders(cfg))

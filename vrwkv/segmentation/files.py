@@ -11,6 +11,7 @@ from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.images import picture_endings
 from vrwkv.runtime.processes import Amp
 from vrwkv.segmentation.draw import draw_mask, draw_overlay, drawn_classes
+from vrwkv.segmentation.engine import config_errors
 from vrwkv.segmentation.segment import check_tile, segment
 
 
@@ -68,7 +69,7 @@ def segment_files(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}") from error
-    results = []
+    results: list[dict[str, Any]] = []
     names: set[str] = set()
     for path in tqdm(pictures, unit="picture", disable=len(pictures) == 1):
         name = path.stem if path.stem not in names else f"{path.stem}-{len(names)}"
@@ -76,7 +77,8 @@ def segment_files(
         overlay, mask = out / f"{name}_overlay.png", out / f"{name}_mask.png"
         result: dict[str, Any] = {"image": str(path)}
         try:
-            found = segment(model, path, amp, tile)
+            with config_errors("the model cannot be run", lambda: not any("mask" in each for each in results)):
+                found = segment(model, path, amp, tile)
             draw_overlay(found, opacity, classes).save(overlay)
             draw_mask(found).save(mask)
         except (UserError, OSError) as error:

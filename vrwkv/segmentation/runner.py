@@ -2,18 +2,25 @@
 
 import os
 import tempfile
+import uuid
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
+from mmengine.runner import find_latest_checkpoint
 
-from vrwkv.runtime.errors import UserError, first_line
+from vrwkv.runtime.errors import UserError
+from vrwkv.runtime.processes import is_primary
+from vrwkv.runtime.run_folder import RunFolder
 from vrwkv.segmentation.checkpoint import load_segmentor_weights, read
 from vrwkv.segmentation.config import check_data, load_config, loaders
+from vrwkv.segmentation.engine import StrictRunner, config_errors, read_checkpoints_safely, unwrap_model
 from vrwkv.segmentation.loading import load_strictly
+
+CANNOT = "the config cannot be used"
 
 
 def train(
@@ -47,13 +54,15 @@ def train(
         cfg.optim_wrapper.loss_scale = "dynamic"
     path = find_latest_checkpoint(cfg.work_dir) if resume in (None, "auto") else resume
     if resume and path:
-        if "optimizer" not in read(path):
-            raise UserError(f"checkpoint {path} has no training state; load_from starts from its weights")
         cfg.load_from, cfg.resume = str(path), True
     elif path:
         raise UserError(f"{cfg.work_dir} holds an earlier run: add --resume, or choose another work folder")
-    _build(cfg).train()
-    return Path(cfg.work_dir)
+    work = Path(cfg.work_dir)
+    with RunFolder(work).locked() if is_primary() else nullcontext():
+        runner = _build(cfg)
+        with config_errors(CANNOT, lambda: not runner.proven):
+            runner.train()
+    return work
 
 
 def test(
@@ -79,7 +88,7 @@ def test(
     with tempfile.TemporaryDirectory() as work_dir:  # the Runner's log
         cfg = _prepare(config, work_dir, options, ("test_dataloader",))
         # mmengine keeps one visualizer per name for the life of the process, and this one's folder will be gone.
-        cfg.visualizer, cfg.experiment_name = None, Path(work_dir).name
+        cfg.visualizer = None
         cfg.load_from = None
         cfg.model.backbone.init_cfg = None
         if tta:
@@ -88,11 +97,10 @@ def test(
             cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
             cfg.model = dict(cfg.tta_model, module=cfg.model)
         runner = _build(cfg)
-        model: Any = runner.model
-        while hasattr(model, "module"):  # of DDP, of the average over flips and scales
-            model = model.module
-        load_segmentor_weights(model, read(checkpoint), checkpoint)
-        return {name: float(value) for name, value in runner.test().items()}
+        load_segmentor_weights(unwrap_model(runner.model), read(checkpoint), checkpoint)
+        with config_errors(CANNOT, lambda: not runner.proven):
+            result = runner.test()
+        return {name: float(value) for name, value in result.items()}
 
 
 def _prepare(
@@ -103,7 +111,7 @@ def _prepare(
     cfg.work_dir = str(work_dir or cfg.get("work_dir") or Path("output", Path(config).stem))
     num_classes = cfg.model.decode_head.num_classes
     for name, dataset in loaders(cfg):
-        load_strictly(dataset.pipeline, num_classes)
+        load_strictly(dataset.get("pipeline", []), num_classes)
         if not cfg[name].get("num_workers"):
             cfg[name].persistent_workers = False
     load_strictly(cfg.get("tta_pipeline", []), num_classes)
@@ -131,12 +139,8 @@ def _replace_sync_bn(settings: Any) -> None:
             _replace_sync_bn(value)
 
 
-def _build(cfg: Config) -> Runner:
-    # mmengine would otherwise load unsafely what cannot be loaded safely.
-    CheckpointLoader.register_scheme("", lambda filename, map_location: read(filename), force=True)
-    try:
-        return Runner.from_cfg(cfg)
-    except UserError:
-        raise
-    except Exception as error:  # constructors have their own types
-        raise UserError(f"the config cannot be used: {first_line(error)}") from error
+def _build(cfg: Config) -> StrictRunner:
+    read_checkpoints_safely()
+    cfg.experiment_name = uuid.uuid4().hex  # mmengine names by the second, and runs of one name share their logs
+    with config_errors(CANNOT):
+        return StrictRunner.from_cfg(cfg)

@@ -15,12 +15,13 @@ from mmseg.apis import init_model
 from PIL import Image
 from torch import Tensor, nn
 
-from vrwkv.runtime.errors import UserError, first_line
+from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.images import Picture, open_image
 from vrwkv.runtime.processes import Amp, World, autocast, choose_device, usable_amp
 from vrwkv.segmentation.checkpoint import load_segmentor_weights, read
 from vrwkv.segmentation.classes import fill_classes, fill_from_top
 from vrwkv.segmentation.config import dataset_meta, load_config
+from vrwkv.segmentation.engine import config_errors, read_checkpoints_safely
 from vrwkv.segmentation.resize import resize_rows
 from vrwkv.segmentation.tiles import STEP, fill_by_tiles
 
@@ -66,10 +67,9 @@ def load_segmentor(
     """
     cfg = load_config(config, options)
     content = read(checkpoint)
-    try:
+    read_checkpoints_safely()
+    with config_errors("the model of the config cannot be built"):
         model = init_model(cfg, device="cpu")
-    except Exception as error:  # constructors have their own types
-        raise UserError(f"the model of the config cannot be built: {first_line(error)}") from error
     load_segmentor_weights(model, content, checkpoint)
     model.dataset_meta = dataset_meta(content.get("meta", {}), cfg, model.num_classes)
     model = fuse_conv_bn(model.eval()).to(memory_format=torch.channels_last)
