@@ -35,7 +35,7 @@ vrwkv/_C.abi3.so: .venv/installed $(SOURCES)
 # A demo trains again when something that its training runs on has changed; a change elsewhere runs what it concerns.
 # X.started marks the start of a run and X.trained its end: in between, an interrupted run goes on.
 NETWORKS := vrwkv/_C.abi3.so $(wildcard vrwkv/*.py $(foreach room,runtime layers models ops ops/*,vrwkv/$(room)/*.py))
-AFTER_TRAINING := $(addprefix vrwkv/,classification/predict.py segmentation/draw.py segmentation/files.py \
+AFTER_TRAINING := $(addprefix vrwkv/,classification/classifier.py segmentation/draw.py segmentation/files.py \
 	segmentation/segment.py)
 
 demo: $(DIGITS)/validation.json $(DIGITS)/predictions.json
@@ -67,11 +67,11 @@ $(DIGITS).trained: $(DIGITS).started
 	$(BIN)/python tools/train.py --config $(DIGITS_CONFIG) --set output=$(DIGITS) --resume
 	touch $@
 
-$(DIGITS)/validation.json: $(DIGITS).trained tools/validate.py
+$(DIGITS)/validation.json: $(DIGITS).trained tools/validate.py vrwkv/classification/classifier.py
 	$(BIN)/python tools/validate.py --checkpoint $(DIGITS)/best.pth --workers 0 --json > $@.tmp
 	mv $@.tmp $@
 
-$(DIGITS)/predictions.json: $(DIGITS).trained tools/predict.py vrwkv/classification/predict.py
+$(DIGITS)/predictions.json: $(DIGITS).trained tools/predict.py vrwkv/classification/classifier.py
 	$(BIN)/python tools/predict.py data/digits/samples/*.png --checkpoint $(DIGITS)/best.pth --json > $@.tmp
 	mv $@.tmp $@
 
