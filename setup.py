@@ -1,11 +1,15 @@
 """The compiled kernels; everything else about the package stands in setup.cfg.
 
 Both libraries use LibTorch's stable ABI, so one wheel serves every Python >= 3.10 and torch >= 2.10. ``_C`` (schemas
-and CPU kernels) is always built, ``_cuda`` when nvcc and a CUDA build of torch are there. Environment: ``VRWKV_CUDA=0``
-leaves CUDA out, ``VRWKV_CUDA=1`` insists on it; ``TORCH_CUDA_ARCH_LIST`` chooses the architectures.
+and CPU kernels) is built where there is a C++ compiler, ``_cuda`` where nvcc and a CUDA build of torch are there too.
+Without them the package runs on its pure-torch operators. Environment: ``VRWKV_NATIVE=0`` and ``VRWKV_CUDA=0`` leave all
+kernels or those for CUDA out, ``=1`` insists on them; ``TORCH_CUDA_ARCH_LIST`` chooses the architectures.
 """
 
 import os
+import shlex
+import shutil
+import sys
 from glob import glob
 from pathlib import Path
 
@@ -22,30 +26,50 @@ CXX_FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wno-psabi", "-fno-mat
 CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
 
+def wanted(name: str) -> str:
+    """The environment variable ``name``: 0, 1 or auto."""
+    value = os.environ.get(name, "auto")
+    if value not in ("auto", "0", "1"):
+        raise SystemExit(f"{name} must be auto, 0 or 1, got {value!r}")
+    return value
+
+
+def build_native() -> bool:
+    """Whether to build kernels at all; an explicit VRWKV_NATIVE=1 that cannot be met is an error."""
+    compiler = shlex.split(os.environ.get("CXX", "c++"))[0]
+    possible = shutil.which(compiler) is not None
+    if wanted("VRWKV_NATIVE") == "1" and not possible:
+        raise SystemExit(f"VRWKV_NATIVE=1 needs a C++ compiler: install g++, or name one by CXX (now {compiler})")
+    if wanted("VRWKV_NATIVE") == "auto" and not possible:
+        print(f"vrwkv: no C++ compiler ({compiler}): installing pure-torch operators, which are slower", file=sys.stderr)
+    return possible and wanted("VRWKV_NATIVE") != "0"
+
+
 def build_cuda() -> bool:
     """Whether to build the CUDA kernels; an explicit VRWKV_CUDA=1 that cannot be met is an error."""
-    wanted = os.environ.get("VRWKV_CUDA", "auto")
-    if wanted not in ("auto", "0", "1"):
-        raise SystemExit(f"VRWKV_CUDA must be auto, 0 or 1, got {wanted!r}")
     possible = torch.version.cuda is not None and cpp_extension.CUDA_HOME is not None
-    if wanted == "1" and not possible:
+    if wanted("VRWKV_CUDA") == "1" and not possible:
         raise SystemExit(
             f"VRWKV_CUDA=1 needs a CUDA build of torch (found {torch.__version__}) and nvcc "
             f"(CUDA_HOME is {cpp_extension.CUDA_HOME}): install them, or leave VRWKV_CUDA unset"
         )
-    return possible and wanted != "0"
+    return possible and wanted("VRWKV_CUDA") != "0"
 
 
-extensions = [
-    cpp_extension.CppExtension(
-        "vrwkv._C",
-        sorted(glob("vrwkv/ops/*/*.cpp")),
-        depends=glob("vrwkv/ops/**/*.h", recursive=True),
-        extra_compile_args={"cxx": CXX_FLAGS},
-        py_limited_api=True,
+extensions = []
+if build_native():
+    extensions.append(
+        cpp_extension.CppExtension(
+            "vrwkv._C",
+            sorted(glob("vrwkv/ops/*/*.cpp")),
+            depends=glob("vrwkv/ops/**/*.h", recursive=True),
+            extra_compile_args={"cxx": CXX_FLAGS},
+            py_limited_api=True,
+        )
     )
-]
-if build_cuda():
+elif wanted("VRWKV_CUDA") == "1":
+    raise SystemExit("VRWKV_CUDA=1 needs the CPU kernels too: a C++ compiler, and VRWKV_NATIVE not 0")
+if extensions and build_cuda():
     if not torch.cuda.is_available():  # torch would compile for every architecture that it knows
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
     extensions.append(
