@@ -75,7 +75,7 @@ def functions(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> d
     if _extension.is_native(k):
         result["bi_wkv backward"] = lambda: torch.ops.vrwkv._bi_wkv_backward(grad, w, u, k, v)
         result["q_shift_mix backward"] = lambda: torch.ops.vrwkv._q_shift_mix_backward(
-            [grad] * 3, k, mixes, *grid, 1, 0.25
+            [grad] * 3, k, mixes, *grid, 1, 0.25, 1
         )
     if tokens <= ATTENTION_UP_TO and channels % 64 == 0:
         heads = k.unflatten(-1, (-1, 64)).transpose(1, 2)

@@ -7,18 +7,21 @@ from support.tolerances import BACKWARD, FORWARD, assert_close
 from vrwkv.ops._q_shift import reference
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-# B, (H, W), C, shift_pixel, channel_gamma: grids that are not square or smaller than the shift, groups that end inside
-# a vector of channels, channels in no group, more pixels than a block takes.
+# B, (H, W), C, shift_pixel, channel_gamma, heads: grids that are not square or smaller than the shift, groups that end
+# inside a vector of channels, heads that do so, channels in no group, more pixels than a block takes.
 CASES = [
-    (1, (1, 1), 1, 1, 0.25),
-    (3, (1, 2), 31, 1, 0.25),
-    (1, (31, 1), 33, 2, 0.25),
-    (3, (3, 11), 64, 1, 0.25),
-    (1, (7, 7), 192, 1, 0.2),
-    (1, (14, 14), 40, 3, 0.25),
-    (3, (2, 5), 33, 7, 0.25),
-    (1, (32, 32), 33, 1, 0.25),
-    (3, (40, 20), 8, 1, 0.25),
+    (1, (1, 1), 1, 1, 0.25, 1),
+    (3, (1, 2), 31, 1, 0.25, 1),
+    (1, (31, 1), 33, 2, 0.25, 1),
+    (3, (3, 11), 64, 1, 0.25, 1),
+    (1, (7, 7), 192, 1, 0.2, 1),
+    (1, (14, 14), 40, 3, 0.25, 1),
+    (3, (2, 5), 33, 7, 0.25, 1),
+    (1, (32, 32), 33, 1, 0.25, 1),
+    (3, (40, 20), 8, 1, 0.25, 1),
+    (2, (5, 6), 192, 1, 0.25, 3),
+    (1, (6, 5), 48, 2, 0.2, 4),
+    (2, (4, 3), 24, 1, 0.25, 8),
 ]
 
 
@@ -31,35 +34,35 @@ def make(batch, grid, channels, dtype, count=3):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("batch, grid, channels, shift, gamma", CASES)
-def test_shift_and_its_adjoint_are_exact(emulated, batch, grid, channels, shift, gamma, dtype):
+@pytest.mark.parametrize("batch, grid, channels, shift, gamma, heads", CASES)
+def test_shift_and_its_adjoint_are_exact(emulated, batch, grid, channels, shift, gamma, heads, dtype):
     x, _, (grad, *_) = make(batch, grid, channels, dtype)
     x.requires_grad_()
-    wanted = reference.q_shift(x, *grid, shift, gamma)
-    assert torch.equal(emulated.q_shift(x.detach(), *grid, shift, gamma), wanted)
-    assert torch.equal(emulated.q_shift(grad, *grid, -shift, gamma), torch.autograd.grad(wanted, x, grad)[0])
+    wanted = reference.q_shift(x, *grid, shift, gamma, heads)
+    assert torch.equal(emulated.q_shift(x.detach(), *grid, shift, gamma, heads), wanted)
+    assert torch.equal(emulated.q_shift(grad, *grid, -shift, gamma, heads), torch.autograd.grad(wanted, x, grad)[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("batch, grid, channels, shift, gamma", CASES)
-def test_mix(emulated, batch, grid, channels, shift, gamma, dtype):
-    check_mix(emulated, batch, grid, channels, shift, gamma, dtype)
+@pytest.mark.parametrize("batch, grid, channels, shift, gamma, heads", CASES)
+def test_mix(emulated, batch, grid, channels, shift, gamma, heads, dtype):
+    check_mix(emulated, batch, grid, channels, shift, gamma, heads, dtype)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 9])
 def test_any_number_of_mixes(emulated, count):
-    check_mix(emulated, 2, (5, 6), 36, 1, 0.25, torch.float32, count)
+    check_mix(emulated, 2, (5, 6), 36, 1, 0.25, 1, torch.float32, count)
 
 
-def check_mix(emulated, batch, grid, channels, shift, gamma, dtype, count=3):
+def check_mix(emulated, batch, grid, channels, shift, gamma, heads, dtype, count=3):
     x, mixes, grads = make(batch, grid, channels, dtype, count)
     inputs = [tensor.double().requires_grad_() for tensor in (x, *mixes)]
-    wanted = reference.q_shift_mix(inputs[0], inputs[1:], *grid, shift, gamma)
+    wanted = reference.q_shift_mix(inputs[0], inputs[1:], *grid, shift, gamma, heads)
     wanted_gradients = torch.autograd.grad(wanted, inputs, [grad.double() for grad in grads])
-    for actual, expected in zip(emulated.q_shift_mix(x, mixes, *grid, shift, gamma), wanted, strict=True):
+    for actual, expected in zip(emulated.q_shift_mix(x, mixes, *grid, shift, gamma, heads), wanted, strict=True):
         assert actual.dtype == dtype
         assert_close(actual, expected, FORWARD, dtype)
-    grad_x, grad_mixes = emulated._q_shift_mix_backward(grads, x, mixes, *grid, shift, gamma)
+    grad_x, grad_mixes = emulated._q_shift_mix_backward(grads, x, mixes, *grid, shift, gamma, heads)
     for actual, expected in zip((grad_x, *grad_mixes), wanted_gradients, strict=True):
         assert_close(actual, expected, BACKWARD, dtype)
 
@@ -70,8 +73,8 @@ def test_bits_do_not_depend_on_blocks_or_order(emulated):
     try:
         for max_blocks, seed in ((1 << 20, 0), (1, 1), (5, 2)):
             emulated.configure(max_blocks, seed)
-            grad_x, grad_mixes = emulated._q_shift_mix_backward(grads, x, mixes, 32, 32, 1, 0.25)
-            results.append([*emulated.q_shift_mix(x, mixes, 32, 32, 1, 0.25), grad_x, *grad_mixes])
+            grad_x, grad_mixes = emulated._q_shift_mix_backward(grads, x, mixes, 32, 32, 1, 0.25, 1)
+            results.append([*emulated.q_shift_mix(x, mixes, 32, 32, 1, 0.25, 1), grad_x, *grad_mixes])
     finally:
         emulated.configure()
     for result in results[1:]:
@@ -81,9 +84,9 @@ def test_bits_do_not_depend_on_blocks_or_order(emulated):
 @pytest.mark.parametrize("shape, grid", [((0, 6, 3), (2, 3)), ((2, 0, 3), (0, 5)), ((2, 6, 0), (2, 3))])
 def test_empty(emulated, shape, grid):
     x, mix = torch.zeros(shape), torch.zeros(shape[2])
-    assert emulated.q_shift(x, *grid, 1, 0.25).shape == shape
-    assert [y.shape for y in emulated.q_shift_mix(x, [mix, mix], *grid, 1, 0.25)] == [shape, shape]
-    grad_x, grad_mixes = emulated._q_shift_mix_backward([x, x], x, [mix, mix], *grid, 1, 0.25)
+    assert emulated.q_shift(x, *grid, 1, 0.25, 1).shape == shape
+    assert [y.shape for y in emulated.q_shift_mix(x, [mix, mix], *grid, 1, 0.25, 1)] == [shape, shape]
+    grad_x, grad_mixes = emulated._q_shift_mix_backward([x, x], x, [mix, mix], *grid, 1, 0.25, 1)
     assert grad_x.shape == shape and len(grad_mixes) == 2 and not any(grad.any() for grad in grad_mixes)
 
 
@@ -91,26 +94,26 @@ def test_layouts_that_are_not_contiguous_or_not_aligned(emulated):
     x, mixes, grads = make(2, (4, 5), 64, torch.float16)
     shifted = torch.cat((torch.zeros(1, dtype=x.dtype), x.flatten()))[1:].view_as(x)  # two bytes off
     transposed = [grad.transpose(0, 2).contiguous().transpose(0, 2) for grad in grads]
-    expected = emulated._q_shift_mix_backward(grads, x, mixes, 4, 5, 1, 0.25)
-    actual = emulated._q_shift_mix_backward(transposed, shifted, mixes, 4, 5, 1, 0.25)
+    expected = emulated._q_shift_mix_backward(grads, x, mixes, 4, 5, 1, 0.25, 1)
+    actual = emulated._q_shift_mix_backward(transposed, shifted, mixes, 4, 5, 1, 0.25, 1)
     assert torch.equal(actual[0], expected[0])
     for a, b in zip(actual[1], expected[1], strict=True):  # another number of threads a row: another order
         assert_close(a, b.double(), BACKWARD, torch.float32)
-    assert torch.equal(emulated.q_shift(shifted, 4, 5, 1, 0.25), emulated.q_shift(x, 4, 5, 1, 0.25))
+    assert torch.equal(emulated.q_shift(shifted, 4, 5, 1, 0.25, 1), emulated.q_shift(x, 4, 5, 1, 0.25, 1))
 
 
 def test_wrong_input(emulated):
     x, mix = torch.zeros(2, 6, 3), torch.zeros(3)
     for call, words in (
         (
-            lambda: emulated.q_shift(x, 2, 2, 1, 0.25),
+            lambda: emulated.q_shift(x, 2, 2, 1, 0.25, 1),
             "q_shift: patch_resolution (H, W) must satisfy H * W = T = 6, got (2, 2)",
         ),
         (
-            lambda: emulated.q_shift_mix(x, [mix.half()], 2, 3, 1, 0.25),
+            lambda: emulated.q_shift_mix(x, [mix.half()], 2, 3, 1, 0.25, 1),
             "mixes[0] must have dtype torch.float32, got torch.float16",
         ),
-        (lambda: emulated._q_shift_mix_backward([], x, [mix], 2, 3, 1, 0.25), "as many as mixes, 1, got 0"),
+        (lambda: emulated._q_shift_mix_backward([], x, [mix], 2, 3, 1, 0.25, 1), "as many as mixes, 1, got 0"),
     ):
         with pytest.raises(RuntimeError) as caught:
             call()

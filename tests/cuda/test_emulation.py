@@ -121,8 +121,8 @@ def run_q_shift(ops: Emulated) -> None:
     inputs = [tensor.double().requires_grad_() for tensor in (x, *mixes)]
     wanted = reference.q_shift_mix(inputs[0], inputs[1:], 3, 5, 1, 0.25)
     gradients = torch.autograd.grad(wanted, inputs, [grad.double() for grad in grads])
-    actual = ops.q_shift_mix(x, mixes, 3, 5, 1, 0.25)
-    grad_x, grad_mixes = ops._q_shift_mix_backward(grads, x, mixes, 3, 5, 1, 0.25)
+    actual = ops.q_shift_mix(x, mixes, 3, 5, 1, 0.25, 1)
+    grad_x, grad_mixes = ops._q_shift_mix_backward(grads, x, mixes, 3, 5, 1, 0.25, 1)
     for a, b in zip((*actual, grad_x, *grad_mixes), (*wanted, *gradients), strict=True):
         assert_close(a, b, BACKWARD, torch.float32)
 

@@ -237,8 +237,9 @@ def test_operators_called_directly_check_their_input(native):
             lambda: ops._bi_wkv_backward(k[:1], w, w, k, k),
             "_bi_wkv_backward: grad must have the shape of k, (2, 4, 3), got (1, 4, 3)",
         ),
-        (lambda: ops.q_shift(k, 2, 2, 1, 5.0), "q_shift: channel_gamma must lie in [0, 1/4], four groups share"),
-        (lambda: ops._q_shift_mix_backward([], k, [w], 2, 2, 1, 0.25), "grads must be as many as mixes, 1, got 0"),
+        (lambda: ops.q_shift(k, 2, 2, 1, 5.0, 1), "q_shift: channel_gamma must lie in [0, 1/4], four groups share"),
+        (lambda: ops.q_shift(k, 2, 2, 1, 0.25, 0), "q_shift: heads must be at least 1 and divide C = 3, got 0"),
+        (lambda: ops._q_shift_mix_backward([], k, [w], 2, 2, 1, 0.25, 1), "grads must be as many as mixes, 1, got 0"),
         (lambda: ops._sigmoid_gate_backward(k[:1], k, k), "grad must have the shape of r, (2, 4, 3), got (1, 4, 3)"),
         (lambda: ops._squared_relu_backward(k.half(), k), "grad must have the dtype of y, torch.float32, got"),
     ]:

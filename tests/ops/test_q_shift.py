@@ -7,16 +7,21 @@ from vrwkv.ops import q_shift, q_shift_mix
 from vrwkv.ops._q_shift import reference
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-# (H, W), C, shift_pixel, channel_gamma: grids that are not square or smaller than the shift, channels in no group
+# (H, W), C, shift_pixel, channel_gamma, heads: grids that are not square or smaller than the shift, channels in no
+# group, heads smaller than a vector
 CASES = [
-    ((1, 1), 1, 1, 0.25),
-    ((1, 7), 33, 1, 0.25),
-    ((5, 3), 17, 2, 0.25),
-    ((2, 4), 16, 3, 0.25),
-    ((3, 5), 33, 1, 0.2),
-    ((4, 4), 8, 0, 0.25),
-    ((4, 4), 8, 1, 0.0),
-    ((14, 14), 192, 1, 0.25),
+    ((1, 1), 1, 1, 0.25, 1),
+    ((1, 7), 33, 1, 0.25, 1),
+    ((5, 3), 17, 2, 0.25, 1),
+    ((2, 4), 16, 3, 0.25, 1),
+    ((3, 5), 33, 1, 0.2, 1),
+    ((4, 4), 8, 0, 0.25, 1),
+    ((4, 4), 8, 1, 0.0, 1),
+    ((14, 14), 192, 1, 0.25, 1),
+    ((14, 14), 192, 1, 0.25, 3),
+    ((3, 5), 33, 1, 0.2, 3),
+    ((5, 3), 40, 2, 0.25, 8),
+    ((2, 3), 6, 1, 0.25, 6),
 ]
 
 
@@ -35,26 +40,33 @@ def test_moves_each_group_the_way_it_says(device):
     assert rest.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
 
 
+def test_heads_have_groups_of_their_own(device):
+    x = tokens((3, 4), 24, torch.float32, device)
+    apart = [q_shift(head, (3, 4)) for head in x.chunk(3, dim=2)]
+    assert torch.equal(q_shift(x, (3, 4), heads=3), torch.cat(apart, dim=2))
+    assert not torch.equal(q_shift(x, (3, 4), heads=3), q_shift(x, (3, 4)))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("grid, channels, shift, gamma", CASES)
-def test_shift_and_its_gradient_are_exact(device, grid, channels, shift, gamma, dtype):
+@pytest.mark.parametrize("grid, channels, shift, gamma, heads", CASES)
+def test_shift_and_its_gradient_are_exact(device, grid, channels, shift, gamma, heads, dtype):
     x = tokens(grid, channels, dtype, device).requires_grad_()
-    y, wanted = q_shift(x, grid, shift, gamma), reference.q_shift(x, *grid, shift, gamma)
+    y, wanted = q_shift(x, grid, shift, gamma, heads), reference.q_shift(x, *grid, shift, gamma, heads)
     assert y.dtype == dtype and torch.equal(y, wanted)
     grad = tokens(grid, channels, dtype, device, seed=1)
     assert torch.equal(torch.autograd.grad(y, x, grad)[0], torch.autograd.grad(wanted, x, grad)[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("grid, channels, shift, gamma", CASES)
-def test_mix(device, grid, channels, shift, gamma, dtype):
+@pytest.mark.parametrize("grid, channels, shift, gamma, heads", CASES)
+def test_mix(device, grid, channels, shift, gamma, heads, dtype):
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     x = tokens(grid, channels, dtype, device).requires_grad_()
     mixes = [torch.rand(channels).to(device, accumulate).requires_grad_() for _ in range(3)]
-    actual = q_shift_mix(x, mixes, grid, shift, gamma)
+    actual = q_shift_mix(x, mixes, grid, shift, gamma, heads)
     x64 = x.detach().double().requires_grad_()
     mixes64 = [mix.detach().double().requires_grad_() for mix in mixes]
-    wanted = reference.q_shift_mix(x64, mixes64, *grid, shift, gamma)
+    wanted = reference.q_shift_mix(x64, mixes64, *grid, shift, gamma, heads)
     assert len(actual) == 3
     for a, b in zip(actual, wanted, strict=True):
         assert a.dtype == dtype
@@ -89,14 +101,14 @@ def test_gradcheck(device):
     x = tokens((3, 4), 9, torch.float64, device).requires_grad_()
     mixes = [torch.rand(9, dtype=torch.float64, device=device).requires_grad_() for _ in range(2)]
     assert torch.autograd.gradcheck(lambda x: q_shift(x, (3, 4), 1, 0.2), x)
-    assert torch.autograd.gradcheck(lambda x, *mixes: q_shift_mix(x, mixes, (3, 4)), (x, *mixes))
+    assert torch.autograd.gradcheck(lambda x, *mixes: q_shift_mix(x, mixes, (3, 4), heads=3), (x, *mixes))
 
 
 def test_opcheck(native):
     x = tokens((2, 3), 8, torch.float32, native).requires_grad_()
     mixes = [torch.rand(8, device=native).requires_grad_() for _ in range(2)]
-    torch.library.opcheck(torch.ops.vrwkv.q_shift.default, (x, 2, 3, 1, 0.25))
-    torch.library.opcheck(torch.ops.vrwkv.q_shift_mix.default, (x, mixes, 2, 3, 1, 0.25))
+    torch.library.opcheck(torch.ops.vrwkv.q_shift.default, (x, 2, 3, 1, 0.25, 2))
+    torch.library.opcheck(torch.ops.vrwkv.q_shift_mix.default, (x, mixes, 2, 3, 1, 0.25, 2))
 
 
 def test_same_bits_for_any_thread_count(native):
@@ -160,6 +172,18 @@ GRID = "patch_resolution (H, W) must satisfy H * W = T = 6, got"
         (lambda x: q_shift(x, (2, 3), shift_pixel=0.5), ValueError, "shift_pixel must be an integer >= 0, got 0.5"),
         (lambda x: q_shift(x, (2, 3), channel_gamma=0.3), ValueError, "channel_gamma must lie in [0, 1/4], "),
         (lambda x: q_shift(x, (2, 3), channel_gamma=None), ValueError, "four groups share the channels, got None"),
+        (lambda x: q_shift(x, (2, 3), heads=0), ValueError, "q_shift: heads must be an integer >= 1, got 0"),
+        (lambda x: q_shift_mix(x, [], (2, 3), heads=2.0), ValueError, "heads must be an integer >= 1, got 2.0"),
+        (
+            lambda x: q_shift(x, (2, 3), heads=3),
+            RuntimeError,
+            "q_shift: heads must be at least 1 and divide C = 4, got 3",
+        ),
+        (
+            lambda x: q_shift_mix(x, [], (2, 3), heads=8),
+            RuntimeError,
+            "q_shift_mix: heads must be at least 1 and divide C",
+        ),
         (lambda x: q_shift(x, (6,)), TypeError, "q_shift: patch_resolution must be two integers (H, W), got (6,)"),
         (lambda x: q_shift(x, 6), TypeError, "patch_resolution must be two integers (H, W), got 6"),
         (lambda x: q_shift_mix(x, [], (2.0, 3.0)), TypeError, "q_shift_mix: patch_resolution must be two integers"),

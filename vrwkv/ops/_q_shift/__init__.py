@@ -15,7 +15,9 @@ __all__ = ["q_shift", "q_shift_mix"]
 _INTEGERS = (int, torch.SymInt, Integral)
 
 
-def _check_options(op: str, patch_resolution: tuple[int, int], shift_pixel: int, channel_gamma: float) -> None:
+def _check_options(
+    op: str, patch_resolution: tuple[int, int], shift_pixel: int, channel_gamma: float, heads: int
+) -> None:
     try:
         height, width = patch_resolution
         is_grid = _is_integer(height) and _is_integer(width)
@@ -28,6 +30,8 @@ def _check_options(op: str, patch_resolution: tuple[int, int], shift_pixel: int,
     if not (isinstance(channel_gamma, int | float) and 0 <= channel_gamma <= 0.25):
         raise ValueError(f"{op}: channel_gamma must lie in [0, 1/4], four groups share the channels, "
                          f"got {channel_gamma!r}")  # fmt: skip
+    if not (isinstance(heads, int) and heads >= 1):
+        raise ValueError(f"{op}: heads must be an integer >= 1, got {heads!r}")
 
 
 def _is_integer(size: Any) -> bool:
@@ -35,46 +39,57 @@ def _is_integer(size: Any) -> bool:
     return isinstance(size, _INTEGERS) or (torch.jit.is_tracing() and isinstance(size, Tensor))
 
 
-def _check_shift(x: Tensor, height: int, width: int, *_: float, op: str = "q_shift") -> None:
+def _check_grid(op: str, x: Tensor, height: int, width: int, heads: int) -> None:
     _checks.check_tokens(op, "x", x)
     if height * width != x.shape[1] or min(height, width) < 0:
         raise RuntimeError(
             f"{op}: patch_resolution (H, W) must satisfy H * W = T = {x.shape[1]}, got {(height, width)} "
             f"for x of shape {tuple(x.shape)}"
         )
+    if x.shape[2] % heads:
+        raise RuntimeError(f"{op}: heads must be at least 1 and divide C = {x.shape[2]}, got {heads}")
 
 
-def _check_mix(x: Tensor, mixes: Sequence[Tensor], height: int, width: int, *_: float) -> None:
-    _check_shift(x, height, width, op="q_shift_mix")
+def _check_shift(x: Tensor, height: int, width: int, shift_pixel: int, channel_gamma: float, heads: int) -> None:
+    _check_grid("q_shift", x, height, width, heads)
+
+
+def _check_mix(
+    x: Tensor, mixes: Sequence[Tensor], height: int, width: int, shift_pixel: int, channel_gamma: float, heads: int
+) -> None:
+    _check_grid("q_shift_mix", x, height, width, heads)
     for index, mix in enumerate(mixes):
         _checks.check_per_channel("q_shift_mix", f"mixes[{index}]", mix, "x", x)
 
 
-def q_shift(x: Tensor, patch_resolution: tuple[int, int], shift_pixel: int = 1, channel_gamma: float = 1 / 4) -> Tensor:
+def q_shift(
+    x: Tensor, patch_resolution: tuple[int, int], shift_pixel: int = 1, channel_gamma: float = 1 / 4, heads: int = 1
+) -> Tensor:
     """Move four groups of channels by ``shift_pixel`` on the (H, W) grid of tokens.
 
-    With bounds ``b_i = int(C * channel_gamma * i)``, channels ``[0, b_1)`` take the value of the pixel to the left,
-    ``[b_1, b_2)`` to the right, ``[b_2, b_3)`` above and ``[b_3, b_4)`` below; the rest stay. Zeros come in at the
-    border.
+    With bounds ``b_i = int(C / heads * channel_gamma * i)``, channels ``[0, b_1)`` of each head take the value of the
+    pixel to the left, ``[b_1, b_2)`` to the right, ``[b_2, b_3)`` above and ``[b_3, b_4)`` below; the rest stay. Zeros
+    come in at the border.
 
     Args:
         x: tokens, ``(B, T, C)``, fp16, bf16, fp32 or fp64, row by row.
         patch_resolution: the grid ``(H, W)`` with ``H * W = T``.
         shift_pixel: distance in pixels.
         channel_gamma: share of the channels in each group, at most 1/4.
+        heads: equal parts of the channels, one after the other, each with groups of its own.
 
     Returns:
         ``(B, T, C)`` in ``x``'s dtype, differentiable.
 
     Raises:
         TypeError: ``x`` is no tensor, or the grid is not two integers.
-        ValueError: ``shift_pixel`` or ``channel_gamma`` is out of range.
-        RuntimeError: the grid does not hold T tokens, or the dtype is not supported.
+        ValueError: ``shift_pixel``, ``channel_gamma`` or ``heads`` is out of range.
+        RuntimeError: the grid does not hold T tokens, ``heads`` does not divide C, or the dtype is not supported.
     """
     _checks.check_tensors("q_shift", x=x)
-    _check_options("q_shift", patch_resolution, shift_pixel, channel_gamma)
+    _check_options("q_shift", patch_resolution, shift_pixel, channel_gamma, heads)
     height, width = patch_resolution
-    arguments = x, height, width, shift_pixel, channel_gamma
+    arguments = x, height, width, shift_pixel, channel_gamma, heads
     return _extension.call("q_shift", torch_impl.q_shift, _check_shift, x, *arguments)
 
 
@@ -84,13 +99,14 @@ def q_shift_mix(
     patch_resolution: tuple[int, int],
     shift_pixel: int = 1,
     channel_gamma: float = 1 / 4,
+    heads: int = 1,
 ) -> tuple[Tensor, ...]:
     """``x * m + q_shift(x) * (1 - m)`` for every ``m`` in ``mixes``, in one pass over ``x`` for up to three of them.
 
     Args:
         x: tokens, ``(B, T, C)``, fp16, bf16, fp32 or fp64.
         mixes: share of the token itself per channel, each ``(C,)`` and floating.
-        patch_resolution, shift_pixel, channel_gamma: as in :func:`q_shift`.
+        patch_resolution, shift_pixel, channel_gamma, heads: as in :func:`q_shift`.
 
     Returns:
         One ``(B, T, C)`` per mix in ``x``'s dtype, computed in fp32 (fp64 for fp64 input), differentiable in ``x`` and
@@ -98,30 +114,31 @@ def q_shift_mix(
 
     Raises:
         TypeError: ``x`` is no tensor, ``mixes`` no list or tuple of them, or the grid is not two integers.
-        ValueError: ``shift_pixel`` or ``channel_gamma`` is out of range.
+        ValueError: ``shift_pixel``, ``channel_gamma`` or ``heads`` is out of range.
         RuntimeError: a shape, dtype or device does not fit.
     """
     if not isinstance(mixes, list | tuple):
         raise TypeError(f"q_shift_mix: mixes must be a list or tuple of tensors, got {type(mixes).__name__}")
     _checks.check_tensors("q_shift_mix", x=x, **{f"mixes[{i}]": mix for i, mix in enumerate(mixes)})
-    _check_options("q_shift_mix", patch_resolution, shift_pixel, channel_gamma)
+    _check_options("q_shift_mix", patch_resolution, shift_pixel, channel_gamma, heads)
     height, width = patch_resolution
-    arguments = x, [_checks.accumulated(mix, x) for mix in mixes], height, width, shift_pixel, channel_gamma
+    mixes = [_checks.accumulated(mix, x) for mix in mixes]
+    arguments = x, mixes, height, width, shift_pixel, channel_gamma, heads
     return tuple(_extension.call("q_shift_mix", torch_impl.q_shift_mix, _check_mix, x, *arguments))
 
 
 if _extension.NATIVE_DEVICES:
 
     @torch.library.register_fake("vrwkv::q_shift")
-    def _(x: Tensor, height: int, width: int, shift_pixel: int, channel_gamma: float) -> Tensor:
-        _check_shift(x, height, width)
+    def _(x: Tensor, height: int, width: int, shift_pixel: int, channel_gamma: float, heads: int) -> Tensor:
+        _check_shift(x, height, width, shift_pixel, channel_gamma, heads)
         return torch.empty_like(x, memory_format=torch.contiguous_format)
 
     @torch.library.register_fake("vrwkv::q_shift_mix")
     def _(
-        x: Tensor, mixes: list[Tensor], height: int, width: int, shift_pixel: int, channel_gamma: float
+        x: Tensor, mixes: list[Tensor], height: int, width: int, shift_pixel: int, channel_gamma: float, heads: int
     ) -> list[Tensor]:
-        _check_mix(x, mixes, height, width)
+        _check_mix(x, mixes, height, width, shift_pixel, channel_gamma, heads)
         return [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in mixes]
 
     @torch.library.register_fake("vrwkv::_q_shift_mix_backward")
@@ -133,6 +150,7 @@ if _extension.NATIVE_DEVICES:
         width: int,
         shift_pixel: int,
         channel_gamma: float,
+        heads: int,
     ) -> tuple[Tensor, list[Tensor]]:
         return torch.empty_like(x, memory_format=torch.contiguous_format), [torch.empty_like(mix) for mix in mixes]
 
@@ -140,9 +158,10 @@ if _extension.NATIVE_DEVICES:
         ctx.arguments = inputs[1:]
 
     def _shift_backward(ctx, grad: Tensor):
-        height, width, shift_pixel, channel_gamma = ctx.arguments
+        height, width, shift_pixel, *groups = ctx.arguments
         # The adjoint of a shift that drops what leaves the grid is the shift the other way.
-        return torch.ops.vrwkv.q_shift.default(grad, height, width, -shift_pixel, channel_gamma), None, None, None, None
+        grad_x = torch.ops.vrwkv.q_shift.default(grad, height, width, -shift_pixel, *groups)
+        return grad_x, None, None, None, None, None
 
     def _setup_mix(ctx, inputs, output) -> None:
         x, mixes, *ctx.arguments = inputs
@@ -152,7 +171,7 @@ if _extension.NATIVE_DEVICES:
         x, *mixes = ctx.saved_tensors
         grads = [torch.zeros_like(x) if grad is None else grad for grad in grads]
         grad_x, grad_mixes = torch.ops.vrwkv._q_shift_mix_backward.default(grads, x, mixes, *ctx.arguments)
-        return grad_x, grad_mixes, None, None, None, None
+        return grad_x, grad_mixes, None, None, None, None, None
 
     torch.library.register_autograd("vrwkv::q_shift", _shift_backward, setup_context=_setup_shift)
     torch.library.register_autograd("vrwkv::q_shift_mix", _mix_backward, setup_context=_setup_mix)

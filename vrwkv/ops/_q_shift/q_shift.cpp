@@ -3,11 +3,13 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY_FRAGMENT(vrwkv, m) {
-  m.def("q_shift(Tensor x, int height, int width, int shift_pixel, float channel_gamma) -> Tensor");
   m.def(
-      "q_shift_mix(Tensor x, Tensor[] mixes, int height, int width, int shift_pixel, float channel_gamma) -> "
-      "Tensor[]");
+      "q_shift(Tensor x, SymInt height, SymInt width, int shift_pixel, float channel_gamma, int heads) -> "
+      "Tensor");
   m.def(
-      "_q_shift_mix_backward(Tensor[] grads, Tensor x, Tensor[] mixes, int height, int width, int shift_pixel, "
-      "float channel_gamma) -> (Tensor, Tensor[])");
+      "q_shift_mix(Tensor x, Tensor[] mixes, SymInt height, SymInt width, int shift_pixel, float channel_gamma, "
+      "int heads) -> Tensor[]");
+  m.def(
+      "_q_shift_mix_backward(Tensor[] grads, Tensor x, Tensor[] mixes, SymInt height, SymInt width, int shift_pixel, "
+      "float channel_gamma, int heads) -> (Tensor, Tensor[])");
 }

@@ -16,18 +16,26 @@
 namespace vrwkv {
 namespace {
 
-constexpr int kMoved = 4;        // groups of channels that move; the fifth stays
+constexpr int kGroups = 5;       // of the channels of a head: four that move and one that stays
 constexpr int64_t kChunk = 128;  // tokens of one task; fixed, so that sums do not depend on the number of threads
 
-// The grid of tokens and the first channel of each group.
+// The grid of tokens, the channels of a head, and the first one of each group in it.
 struct Grid {
-  int64_t height, width, channels, shift;
-  std::array<int64_t, kMoved + 2> bounds;
+  int64_t height, width, channels, shift, head;
+  std::array<int64_t, kGroups + 1> bounds;
 
-  Grid(int64_t height, int64_t width, int64_t channels, int64_t shift, double gamma)
-      : height(height), width(width), channels(channels), shift(shift) {
-    for (int i = 0; i <= kMoved; ++i) bounds[i] = static_cast<int64_t>(channels * gamma * i);
-    bounds[kMoved + 1] = channels;
+  Grid(int64_t height, int64_t width, int64_t channels, int64_t shift, double gamma, int64_t heads)
+      : height(height), width(width), channels(channels), shift(shift), head(channels / heads) {
+    for (int i = 0; i < kGroups; ++i) bounds[i] = static_cast<int64_t>(head * gamma * i);
+    bounds[kGroups] = head;
+  }
+
+  // Call function(first, last) for the channels of a group, head by head.
+  template <typename Function>
+  VRWKV_INLINE void each_part(int group, const Function& function) const {
+    const int64_t first = bounds[group], last = bounds[group + 1];
+    if (first == last) return;
+    for (int64_t begin = 0; begin < channels; begin += head) function(begin + first, begin + last);
   }
 };
 
@@ -66,17 +74,16 @@ struct Place {
   }
 };
 
-void shift_tokens(const Grid& grid, size_t element, const char* x, char* out, int64_t begin, int64_t end) {
+void shift_tokens(const Grid& grid, size_t element, const char* zeros, const char* x, char* out, int64_t begin,
+                  int64_t end) {
   for (Place place(grid, begin); place.token < end; place.advance()) {
-    for (int group = 0; group <= kMoved; ++group) {
+    char* to = out + place.token * grid.channels * element;
+    for (int group = 0; group < kGroups; ++group) {
       const int64_t source = place.source(group, 1);
-      const size_t size = (grid.bounds[group + 1] - grid.bounds[group]) * element;
-      char* to = out + (place.token * grid.channels + grid.bounds[group]) * element;
-      if (source < 0) {
-        std::memset(to, 0, size);
-      } else {
-        std::memcpy(to, x + (source * grid.channels + grid.bounds[group]) * element, size);
-      }
+      const char* from = source < 0 ? zeros : x + source * grid.channels * element;
+      grid.each_part(group, [&](int64_t first, int64_t last) {
+        std::memcpy(to + first * element, from + first * element, (last - first) * element);
+      });
     }
   }
 }
@@ -98,18 +105,19 @@ struct MixTokens {
     const Mixes<scalar_t, Count> own = mixes;  // a copy, so that no store to an output can change a pointer
     for (Place place(grid, begin); place.token < end; place.advance()) {
       const int64_t row = place.token * grid.channels;
-      for (int group = 0; group <= kMoved; ++group) {
-        const int64_t first = grid.bounds[group], last = grid.bounds[group + 1];
+      for (int group = 0; group < kGroups; ++group) {
         const int64_t source = place.source(group, 1);
         const scalar_t* other = source < 0 ? zeros : x + source * grid.channels;
-        each_block<acc_t>(first, last, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+        const auto mix_block = [&](int64_t c, int64_t count) __attribute__((always_inline)) {
           const auto shifted = read_block<scalar_t, Bytes>(other + c, count);
           const auto difference = read_block<scalar_t, Bytes>(x + row + c, count) - shifted;
           for (size_t j = 0; j < Count; ++j) {
             const auto share = read_block<acc_t, Bytes>(own.mix[j] + c, count);
             write_block<scalar_t, Bytes>(shifted + difference * share, own.out[j] + row + c, count);
           }
-        });
+        };
+        grid.each_part(group, [&](int64_t first, int64_t last)
+                                  __attribute__((always_inline)) { each_block<acc_t>(first, last, mix_block); });
       }
     }
   }
@@ -128,11 +136,10 @@ struct MixTokensBackward {
     std::fill(partials, partials + mixes.size() * channels, acc_t(0));
     for (Place place(grid, begin); place.token < end; place.advance()) {
       const int64_t row = place.token * channels;
-      for (int group = 0; group <= kMoved; ++group) {
-        const int64_t first = grid.bounds[group], last = grid.bounds[group + 1];
+      for (int group = 0; group < kGroups; ++group) {
         const int64_t source = place.source(group, 1), reader = place.source(group, -1);
         const scalar_t* other = source < 0 ? zeros : x + source * channels;
-        each_block<acc_t>(first, last, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+        const auto mix_block = [&](int64_t c, int64_t count) __attribute__((always_inline)) {
           const auto difference =
               read_block<scalar_t, Bytes>(x + row + c, count) - read_block<scalar_t, Bytes>(other + c, count);
           auto sum = Lanes<acc_t, Bytes>::all(0);
@@ -146,7 +153,9 @@ struct MixTokensBackward {
             write_block<acc_t, Bytes>(read_block<acc_t, Bytes>(partial, count) + grad * difference, partial, count);
           }
           write_block<scalar_t, Bytes>(sum, grad_x + row + c, count);
-        });
+        };
+        grid.each_part(group, [&](int64_t first, int64_t last)
+                                  __attribute__((always_inline)) { each_block<acc_t>(first, last, mix_block); });
       }
     }
   }
@@ -226,28 +235,31 @@ std::vector<scalar_t*> mutable_pointers(const std::vector<Tensor>& tensors) {
   return result;
 }
 
-Tensor q_shift(const Tensor& x, int64_t height, int64_t width, int64_t shift_pixel, double channel_gamma) {
-  check_q_shift("q_shift", x, height, width, channel_gamma);
+Tensor q_shift(const Tensor& x, int64_t height, int64_t width, int64_t shift_pixel, double channel_gamma,
+               int64_t heads) {
+  check_q_shift("q_shift", x, height, width, channel_gamma, heads);
   const Tensor x_ = contiguous(x);
   Tensor y = empty_output(x_);
   if (x_.numel() == 0) return y;
-  const Grid grid(height, width, x_.size(2), shift_pixel, channel_gamma);
+  const Grid grid(height, width, x_.size(2), shift_pixel, channel_gamma, heads);
   const size_t element = x_.element_size();
+  const std::vector<char> zeros(x_.size(2) * element, 0);
   const char* from = static_cast<const char*>(x_.const_data_ptr());
   char* to = static_cast<char*>(y.mutable_data_ptr());
-  each_chunk(x_.size(0) * x_.size(1),
-             [&](int64_t, int64_t begin, int64_t end) { shift_tokens(grid, element, from, to, begin, end); });
+  each_chunk(x_.size(0) * x_.size(1), [&](int64_t, int64_t begin, int64_t end) {
+    shift_tokens(grid, element, zeros.data(), from, to, begin, end);
+  });
   return y;
 }
 
 std::vector<Tensor> q_shift_mix(const Tensor& x, const std::vector<Tensor>& mixes, int64_t height, int64_t width,
-                                int64_t shift_pixel, double channel_gamma) {
-  check_q_shift_mix("q_shift_mix", x, mixes, height, width, channel_gamma);
+                                int64_t shift_pixel, double channel_gamma, int64_t heads) {
+  check_q_shift_mix("q_shift_mix", x, mixes, height, width, channel_gamma, heads);
   const Tensor x_ = contiguous(x);
   const std::vector<Tensor> mixes_ = contiguous_all(mixes);
   const std::vector<Tensor> outs = empty_like_all(std::vector<Tensor>(mixes.size(), x_));
   if (x_.numel() == 0) return outs;
-  const Grid grid(height, width, x_.size(2), shift_pixel, channel_gamma);
+  const Grid grid(height, width, x_.size(2), shift_pixel, channel_gamma, heads);
   dispatch_floating(x_.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     mix_forward<scalar_t>(grid, x_.size(0) * x_.size(1), x_.const_data_ptr<scalar_t>(),
@@ -258,8 +270,9 @@ std::vector<Tensor> q_shift_mix(const Tensor& x, const std::vector<Tensor>& mixe
 
 std::tuple<Tensor, std::vector<Tensor>> q_shift_mix_backward(const std::vector<Tensor>& grads, const Tensor& x,
                                                              const std::vector<Tensor>& mixes, int64_t height,
-                                                             int64_t width, int64_t shift_pixel, double channel_gamma) {
-  check_q_shift_mix_backward(grads, x, mixes, height, width, channel_gamma);
+                                                             int64_t width, int64_t shift_pixel, double channel_gamma,
+                                                             int64_t heads) {
+  check_q_shift_mix_backward(grads, x, mixes, height, width, channel_gamma, heads);
   const Tensor x_ = contiguous(x);
   const std::vector<Tensor> grads_ = contiguous_all(grads), mixes_ = contiguous_all(mixes);
   Tensor grad_x = empty_output(x_);
@@ -268,7 +281,7 @@ std::tuple<Tensor, std::vector<Tensor>> q_shift_mix_backward(const std::vector<T
     for (Tensor& grad : grad_mixes) torch::stable::zero_(grad);
     return {grad_x, grad_mixes};
   }
-  const Grid grid(height, width, x_.size(2), shift_pixel, channel_gamma);
+  const Grid grid(height, width, x_.size(2), shift_pixel, channel_gamma, heads);
   dispatch_floating(x_.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using acc_t = accumulate_t<scalar_t>;

@@ -12,14 +12,14 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kMaxMixes = kMaxSums;  // of one launch
-constexpr int kMoved = 4;            // the
+constexpr int kMoved = 4;            // groups of the channels of a head that move; the fifth stays
 
 // ---- Device code ----
 
 // The grid of tokens and where each group of channels comes from.
 struct Grid {
   int64_t tokens, height, width, channels;  // tokens = B * H * W
-  int64_t bounds[kMoved];                   // first channel past each moved group
+  int64_t head, bounds[kMoved];             // channels of a head, its first channel past each moved group
   int64_t down[kMoved], right[kMoved];      // from a token to the one that it takes its value from
 };
 
@@ -53,6 +53,7 @@ __device__ __forceinline__ void advance(Place& place, const Grid& grid, const Pl
   if (place.row >= grid.height) place.row -= grid.height;
 }
 
+// `channel` of a head.
 __device__ __forceinline__ int group_of(const Grid& grid, int64_t channel) {
   int group = 0;
 #pragma unroll
@@ -86,14 +87,22 @@ template <typename scalar_t, int V>
 struct Lane {
   using Values = Vector<scalar_t, V>;
   int64_t channel;
-  bool uniform;  // all of one group
-  Move move;     // if so
+  unsigned groups;  // of the channels, four bits each
+  bool uniform;     // all of one group
+  Move move;        // if so
 
-  __device__ __forceinline__ Lane(const Grid& grid, int64_t first) : channel(first) {
-    const int group = group_of(grid, first);
-    uniform = V == 1 || group == group_of(grid, first + V - 1);
-    move = move_of(grid, group);
+  __device__ __forceinline__ Lane(const Grid& grid, int64_t first) : channel(first), groups(0), uniform(true) {
+    int64_t in_head = first % grid.head;
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      groups |= group_of(grid, in_head) << (4 * i);
+      uniform = uniform && group(i) == group(0);
+      if (++in_head == grid.head) in_head = 0;
+    }
+    move = move_of(grid, group(0));
   }
+
+  __device__ __forceinline__ int group(int i) const { return groups >> (4 * i) & 7; }
 
   __device__ __forceinline__ Values own(Global<const scalar_t> x, const Grid& grid, const Place& place) const {
     return vector_at<Values>(x + (place.token * grid.channels + channel));
@@ -112,7 +121,7 @@ struct Lane {
     }
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      const int64_t source = source_of(grid, place, move_of(grid, group_of(grid, channel + i)), direction);
+      const int64_t source = source_of(grid, place, move_of(grid, group(i)), direction);
       values.values[i] = 0;
       if (source >= 0) values.values[i] = x[source * grid.channels + channel + i];
     }
@@ -156,10 +165,10 @@ __device__ __forceinline__ void load_mixes(const Global<const acc_t>* mix, int c
 
 // ---- Host functions ----
 
-Grid make_grid(const Tensor& x, int64_t height, int64_t width, int64_t shift, double gamma) {
-  const int64_t channels = x.size(2);
-  Grid grid{x.size(0) * x.size(1), height, width, channels, {}, {0, 0, -shift, shift}, {-shift, shift, 0, 0}};
-  for (int i = 0; i < kMoved; ++i) grid.bounds[i] = static_cast<int64_t>(channels * gamma * (i + 1));
+Grid make_grid(const Tensor& x, int64_t height, int64_t width, int64_t shift, double gamma, int64_t heads) {
+  const int64_t channels = x.size(2), head = channels / heads;
+  Grid grid{x.size(0) * x.size(1), height, width, channels, head, {}, {0, 0, -shift, shift}, {-shift, shift, 0, 0}};
+  for (int i = 0; i < kMoved; ++i) grid.bounds[i] = static_cast<int64_t>(head * gamma * (i + 1));
   return grid;
 }
 

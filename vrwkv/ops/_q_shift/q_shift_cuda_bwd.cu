@@ -103,8 +103,9 @@ void mix_backward(const Grid& grid, const std::vector<Tensor>& grads, const Tens
 
 std::tuple<Tensor, std::vector<Tensor>> q_shift_mix_backward(const std::vector<Tensor>& grads, const Tensor& x,
                                                              const std::vector<Tensor>& mixes, int64_t height,
-                                                             int64_t width, int64_t shift_pixel, double channel_gamma) {
-  check_q_shift_mix_backward(grads, x, mixes, height, width, channel_gamma);
+                                                             int64_t width, int64_t shift_pixel, double channel_gamma,
+                                                             int64_t heads) {
+  check_q_shift_mix_backward(grads, x, mixes, height, width, channel_gamma, heads);
   const Tensor x_ = contiguous(x);
   const std::vector<Tensor> grads_ = contiguous_all(grads), mixes_ = contiguous_all(mixes);
   Tensor grad_x = torch::stable::empty_like(x_);
@@ -114,7 +115,7 @@ std::tuple<Tensor, std::vector<Tensor>> q_shift_mix_backward(const std::vector<T
     for (Tensor& grad : grad_mixes) torch::stable::zero_(grad);
     return {grad_x, grad_mixes};
   }
-  const Grid grid = make_grid(x_, height, width, shift_pixel, channel_gamma);
+  const Grid grid = make_grid(x_, height, width, shift_pixel, channel_gamma, heads);
   dispatch_floating(x_.scalar_type(),
                     [&](auto zero) { mix_backward<decltype(zero)>(grid, grads_, x_, mixes_, grad_x, grad_mixes); });
   return {grad_x, grad_mixes};

@@ -76,24 +76,25 @@ void mix(const Grid& grid, const Tensor& x, const std::vector<Tensor>& mixes, co
   });
 }
 
-Tensor q_shift(const Tensor& x, int64_t height, int64_t width, int64_t shift_pixel, double channel_gamma) {
-  check_q_shift("q_shift", x, height, width, channel_gamma);
+Tensor q_shift(const Tensor& x, int64_t height, int64_t width, int64_t shift_pixel, double channel_gamma,
+               int64_t heads) {
+  check_q_shift("q_shift", x, height, width, channel_gamma, heads);
   const Tensor x_ = contiguous(x);
   Tensor y = torch::stable::empty_like(x_);
   if (x_.numel() == 0) return y;
-  const Grid grid = make_grid(x_, height, width, shift_pixel, channel_gamma);
+  const Grid grid = make_grid(x_, height, width, shift_pixel, channel_gamma, heads);
   dispatch_floating(x_.scalar_type(), [&](auto zero) { shift<decltype(zero)>(grid, x_, y); });
   return y;
 }
 
 std::vector<Tensor> q_shift_mix(const Tensor& x, const std::vector<Tensor>& mixes, int64_t height, int64_t width,
-                                int64_t shift_pixel, double channel_gamma) {
-  check_q_shift_mix("q_shift_mix", x, mixes, height, width, channel_gamma);
+                                int64_t shift_pixel, double channel_gamma, int64_t heads) {
+  check_q_shift_mix("q_shift_mix", x, mixes, height, width, channel_gamma, heads);
   const Tensor x_ = contiguous(x);
   const std::vector<Tensor> mixes_ = contiguous_all(mixes);
   const std::vector<Tensor> outs = empty_like_all(std::vector<Tensor>(mixes.size(), x_));
   if (x_.numel() == 0) return outs;
-  const Grid grid = make_grid(x_, height, width, shift_pixel, channel_gamma);
+  const Grid grid = make_grid(x_, height, width, shift_pixel, channel_gamma, heads);
   dispatch_floating(x_.scalar_type(), [&](auto zero) { mix<decltype(zero)>(grid, x_, mixes_, outs); });
   return outs;
 }

@@ -8,20 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def q_shift(x: Tensor, height: int, width: int, shift_pixel: int, channel_gamma: float) -> Tensor:
+def q_shift(x: Tensor, height: int, width: int, shift_pixel: int, channel_gamma: float, heads: int) -> Tensor:
     """Shift the tokens ``x (B, H * W, C)`` by padding and cropping each group; returns the same shape."""
     batch, tokens, channels = x.shape
-    bounds = [int(channels * channel_gamma * i) for i in range(5)]
+    size = channels // heads
+    bounds = [int(size * channel_gamma * i) for i in range(5)]
     sizes = [end - begin for begin, end in pairwise(bounds)]
-    grid = x.reshape(batch, height, width, channels)
-    left, right, above, below, rest = grid.split([*sizes, channels - bounds[4]], dim=-1)
+    grid = x.reshape(batch, height, width, heads, size)
+    left, right, above, below, rest = grid.split([*sizes, size - bounds[4]], dim=-1)
     s = shift_pixel
     shifted = torch.cat(
         [
-            F.pad(left, (0, 0, s, 0))[:, :, :width],
-            F.pad(right, (0, 0, 0, s))[:, :, s:],
-            F.pad(above, (0, 0, 0, 0, s, 0))[:, :height],
-            F.pad(below, (0, 0, 0, 0, 0, s))[:, s:],
+            F.pad(left, (0, 0, 0, 0, s, 0))[:, :, :width],
+            F.pad(right, (0, 0, 0, 0, 0, s))[:, :, s:],
+            F.pad(above, (0, 0, 0, 0, 0, 0, s, 0))[:, :height],
+            F.pad(below, (0, 0, 0, 0, 0, 0, 0, s))[:, s:],
             rest,
         ],
         dim=-1,
@@ -30,9 +31,9 @@ def q_shift(x: Tensor, height: int, width: int, shift_pixel: int, channel_gamma:
 
 
 def q_shift_mix(
-    x: Tensor, mixes: Sequence[Tensor], height: int, width: int, shift_pixel: int, channel_gamma: float
+    x: Tensor, mixes: Sequence[Tensor], height: int, width: int, shift_pixel: int, channel_gamma: float, heads: int
 ) -> list[Tensor]:
     """``x * m + shifted * (1 - m)`` for each ``m (C,)``, in ``m``'s dtype; returns ``x``'s shape and dtype."""
     dtype = x.dtype
-    shifted = q_shift(x, height, width, shift_pixel, channel_gamma)
+    shifted = q_shift(x, height, width, shift_pixel, channel_gamma, heads)
     return [torch.lerp(shifted.to(mix.dtype), x.to(mix.dtype), mix).to(dtype) for mix in mixes]
