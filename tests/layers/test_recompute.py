@@ -6,7 +6,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
-from vrwkv.layers import ChannelMix, SpatialMix, mix
+from vrwkv.layers import ChannelMix, SpatialMix, SpatialMix6, mix, spatial_mix6
 from vrwkv.layers.recompute import recomputed
 from vrwkv.ops import q_shift_mix
 
@@ -61,20 +61,51 @@ def test_same_bits_for_one_more_call(case):
     assert all(map(torch.equal, actual, gradients(wanted, case)))
 
 
-def test_results_are_not_kept(case):
-    x, scale, first, second, function = case
+def test_nothing_of_the_function_is_kept(case):
+    x, scale, first, second, _ = case
+    storages = []
+
+    def function(x, scale):
+        inner = torch.sin(x)
+        result = inner * scale, torch.cos(x * scale)
+        storages.extend(StorageWeakRef(y.untyped_storage()) for y in (inner, *result))
+        return result
+
     with recomputed(function, x, scale) as (a, b):
         loss = first(a).sum() + second(b).sum()
-    storages = [StorageWeakRef(result.untyped_storage()) for result in (a, b)]
     del a, b
-    assert loss.requires_grad and all(storage.expired() for storage in storages)
+    assert loss.requires_grad and len(storages) == 3 and all(storage.expired() for storage in storages)
+    loss.backward()
+    assert len(storages) == 6 and all(storage.expired() for storage in storages)
 
 
 def test_an_outer_hook_sees_what_is_kept(case):
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        through(*case)
-    assert any(tensor is case[0] for tensor in kept)
+    """Inputs, and what the block keeps besides the results: here of the product that stands in it."""
+    x, scale, first, second, function = case
+    kept, seen = [], []
+    outer = torch.autograd.graph.saved_tensors_hooks(lambda y: kept.append(y) or y, lambda y: seen.append(y) or y)
+    with outer, recomputed(function, x, scale) as (a, b):
+        c, d = first(a), second(b)
+        loss = (c * d).sum()
+    pointers = [tensor.data_ptr() for tensor in kept]
+    wanted = x, scale, first.weight, second.weight, c, d
+    assert sorted(pointers) == sorted(tensor.data_ptr() for tensor in wanted)
+    loss.backward()
+    assert {tensor.data_ptr() for tensor in seen} == set(pointers)
+
+
+def test_nested(case):
+    x, scale, first, second, function = case
+    inner = Counted()
+
+    def nested(context):
+        with context(function, x, scale) as (a, b), context(inner, a, scale) as (c, _):
+            return first(c).sum() + second(b).square().sum()
+
+    wanted = gradients(nested(plain_context), case)
+    function.calls = inner.calls = 0
+    assert all(map(torch.equal, gradients(nested(recomputed), case), wanted))
+    assert (function.calls, inner.calls) == (2, 2)
 
 
 def test_changes_in_place(case):
@@ -86,6 +117,13 @@ def test_changes_in_place(case):
 
     wanted = gradients(changed(plain_context), case)
     assert all(map(torch.equal, gradients(changed(recomputed), case), wanted))
+    with recomputed(function, x, scale) as (a, b):
+        c, d = first(a), second(b)
+        loss = (c * d).sum()
+    with torch.no_grad():
+        d.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
     loss = through(*case)
     with torch.no_grad():
         first.weight.mul_(2)
@@ -100,17 +138,19 @@ def test_torch_func(case):
 
 
 @pytest.mark.parametrize(
-    "layer", [SpatialMix(8, 0, 2), ChannelMix(8, 16, 0, 2)], ids=lambda layer: type(layer).__name__
+    ("layer", "module"),
+    [(SpatialMix(8, 0, 2), mix), (ChannelMix(8, 16, 0, 2), mix), (SpatialMix6(8, 0, 2, 2), spatial_mix6)],
+    ids=["SpatialMix", "ChannelMix", "SpatialMix6"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_mixes_keep_no_shifted_tokens(layer, dtype, monkeypatch):
+def test_mixes_keep_no_shifted_tokens(layer, module, dtype, monkeypatch):
     calls = []
 
     def counted(x, *args):
         calls.append(x.dtype)
         return q_shift_mix(x, *args)
 
-    monkeypatch.setattr(mix, "q_shift_mix", counted)
+    monkeypatch.setattr(module, "q_shift_mix", counted)
     x = torch.randn(2, 6, 8, requires_grad=True)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         y = layer(x, (2, 3))

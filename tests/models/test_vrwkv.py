@@ -22,8 +22,13 @@ CONFIGS = {  # tag, weights, input size, classes
     "vrwkv_base_patch16_224": ("in1k", "vrwkv_b_in1k_224.pth", 224, 1000),
     "vrwkv_large_patch16_192": ("in22k", "vrwkv_l_in22k_192.pth", 192, 21841),
     "vrwkv_large_patch16_384": ("in22k_ft_in1k", "vrwkv_l_22kto1k_384.pth", 384, 1000),
+    "test_vrwkv6": ("untrained", None, 64, 1000),
+    "vrwkv6_tiny_patch16_224": ("in1k", "vrwkv6_t_in1k_224.pth", 224, 1000),
+    "vrwkv6_small_patch16_224": ("in1k", "vrwkv6_s_in1k_224.pth", 224, 1000),
+    "vrwkv6_base_patch16_224": ("in1k", "vrwkv6_b_in1k_224.pth", 224, 1000),
 }
 every_model = pytest.mark.parametrize("name", CONFIGS)
+every_family = pytest.mark.parametrize("name", ["test_vrwkv", "test_vrwkv6"])
 
 
 def create(name: str = "test_vrwkv", **kwargs: Any) -> nn.Module:
@@ -31,7 +36,17 @@ def create(name: str = "test_vrwkv", **kwargs: Any) -> nn.Module:
     args = dict(img_size=64, embed_dim=32, depth=3, num_classes=5)
     if "large" in name:
         args["head_hidden_size"] = 48
+    if "vrwkv6" in name:
+        args["head_size"] = 16
     return timm.create_model(name, **args | kwargs)
+
+
+@torch.no_grad()
+def enlarge_low_rank_matrices(model: nn.Module) -> None:
+    """Of VRWKV6, whose initial values are too small to tell what depends on them."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(("maa_w1", "maa_w2", "decay_w1", "decay_w2")):
+            nn.init.normal_(parameter, std=0.05)
 
 
 def loss_and_gradients(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -45,7 +60,7 @@ def loss_and_gradients(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[s
 
 
 def test_registered_models() -> None:
-    assert sorted(timm.list_models(module="vrwkv")) == sorted(CONFIGS)
+    assert sorted(timm.list_models(module="vrwkv") + timm.list_models(module="vrwkv6")) == sorted(CONFIGS)
 
 
 @every_model
@@ -99,17 +114,19 @@ def test_gradient_checkpointing_changes_nothing_but_recomputes(name: str) -> Non
     assert len(calls) == 4
 
 
+@every_family
 @torch.no_grad()
-def test_image_is_padded_at_the_right_and_bottom() -> None:
-    model = create().eval()
+def test_image_is_padded_at_the_right_and_bottom(name: str) -> None:
+    model = create(name).eval()
     images = torch.randn(2, 3, 50, 65)
     torch.testing.assert_close(model(images), model(F.pad(images, (0, 15, 0, 14))))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 128), (80, 16), (5, 7), (200, 120)], ids=str)
+@every_family
 @torch.no_grad()
-def test_any_image_size(size: tuple[int, int]) -> None:
-    model = create(global_pool="").eval()
+def test_any_image_size(name: str, size: tuple[int, int]) -> None:
+    model = create(name, global_pool="").eval()
     nn.init.normal_(model.pos_embed)
     logits = model(torch.randn(2, 3, *size))
     assert logits.shape == (2, -(-size[0] // 16) * -(-size[1] // 16), 5)
@@ -140,16 +157,27 @@ def test_inference_of_large_images_goes_piece_by_piece(monkeypatch: pytest.Monke
     torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_empty_batch() -> None:
-    assert create()(torch.randn(0, 3, 64, 64)).shape == (0, 5)
+@every_family
+def test_empty_batch(name: str) -> None:
+    assert create(name)(torch.randn(0, 3, 64, 64)).shape == (0, 5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("args", [{}, dict(post_norm=True, key_norm=True, init_values=1.0)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("test_vrwkv", {}),
+        ("test_vrwkv", dict(post_norm=True, key_norm=True, init_values=1.0)),
+        ("test_vrwkv6", {}),
+        ("test_vrwkv6", dict(post_norm=True, init_values=1.0)),
+    ],
+    ids=str,
+)
 @torch.no_grad()
-def test_low_precision(dtype: torch.dtype, args: dict[str, Any], backend: str) -> None:
-    model = create(**args).eval()
+def test_low_precision(name: str, dtype: torch.dtype, args: dict[str, Any], backend: str) -> None:
+    model = create(name, **args).eval()
     nn.init.normal_(model.pos_embed)
+    enlarge_low_rank_matrices(model)
     images = torch.randn(2, 3, 80, 64)
     expected = model(images)
     with torch.autocast("cpu", dtype):
@@ -160,19 +188,21 @@ def test_low_precision(dtype: torch.dtype, args: dict[str, Any], backend: str) -
         torch.testing.assert_close(logits.float(), expected, rtol=0, atol=0.03 * expected.abs().max().item())
 
 
-def test_backward_hooks_on_every_module(backend: str) -> None:
-    model, images = create(), torch.randn(2, 3, 64, 64, requires_grad=True)
+@every_family
+def test_backward_hooks_on_every_module(name: str, backend: str) -> None:
+    model, images = create(name), torch.randn(2, 3, 64, 64, requires_grad=True)
     expected = loss_and_gradients(model, images)
     called = set()
-    for name, module in model.named_modules():
-        module.register_full_backward_hook(lambda *_, name=name: called.add(name))
+    for path, module in model.named_modules():
+        module.register_full_backward_hook(lambda *_, path=path: called.add(path))
     torch.testing.assert_close(loss_and_gradients(model, images), expected, rtol=0, atol=0)
     assert {"", "blocks.0.att.key", "blocks.2.ffn.key", "blocks.2.ffn.value"} <= called
 
 
-def test_same_bits_on_every_run(backend: str) -> None:
+@every_family
+def test_same_bits_on_every_run(name: str, backend: str) -> None:
     torch.set_num_threads(4)
-    model, images = create(), torch.randn(2, 3, 320, 320)
+    model, images = create(name), torch.randn(2, 3, 320, 320)
 
     def run() -> list[torch.Tensor]:
         logits = model(images)
@@ -333,10 +363,14 @@ def test_set_input_size() -> None:
 # Training
 
 
-def test_weight_decay_spares_what_is_no_matrix() -> None:
-    model = create(depth=1, init_values=1.0, key_norm=True)
-    spared = {name for name, p in model.named_parameters() if p.ndim == 1 and ".spatial_" in name}
-    assert model.no_weight_decay() == spared | {"pos_embed"} and len(spared) == 7
+@pytest.mark.parametrize(
+    ("name", "args", "own"), [("test_vrwkv", dict(key_norm=True), 7), ("test_vrwkv6", {}, 14)], ids=str
+)
+def test_weight_decay_spares_what_is_no_matrix(name: str, args: dict[str, Any], own: int) -> None:
+    """Nor the low-rank matrices of VRWKV6, which add to vectors."""
+    model = create(name, depth=1, init_values=1.0, **args)
+    spared = {name for name, _ in model.named_parameters() if ".spatial_" in name or ".time_" in name}
+    assert model.no_weight_decay() == spared | {"pos_embed"} and len(spared) == own
     groups = param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     for name, parameter in model.named_parameters():
@@ -369,15 +403,30 @@ def test_keywords_reach_the_model() -> None:
 
 
 @pytest.mark.parametrize("mix", ["att", "ffn"])
-@pytest.mark.parametrize("kwargs", [dict(shift_pixel=2), dict(channel_gamma=0.125), dict(key_norm=True)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("test_vrwkv", dict(shift_pixel=2)),
+        ("test_vrwkv", dict(channel_gamma=0.125)),
+        ("test_vrwkv", dict(key_norm=True)),
+        ("test_vrwkv6", dict(shift_pixel=2)),
+        ("test_vrwkv6", dict(channel_gamma=0.125)),
+        ("test_vrwkv6", dict(head_size=8)),
+    ],
+    ids=str,
+)
 @torch.no_grad()
-def test_keywords_reach_both_mixes(mix: str, kwargs: dict[str, Any]) -> None:
-    plain, changed = (create(**args).blocks[1].get_submodule(mix) for args in ({}, kwargs))
-    changed.load_state_dict(plain.state_dict(), strict=False)
+def test_keywords_reach_both_mixes(mix: str, name: str, kwargs: dict[str, Any]) -> None:
+    plain, changed = (create(name, **args).blocks[1].get_submodule(mix) for args in ({}, kwargs))
+    values = plain.state_dict()
+    if "head_size" in kwargs and mix == "att":
+        values["time_faaaa"] = values["time_faaaa"].view(4, 8)
+    changed.load_state_dict(values, strict=False)
     tokens = torch.randn(1, 16, 32)
     assert not torch.allclose(changed(tokens, (4, 4)), plain(tokens, (4, 4)))
 
 
+@every_family
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -395,9 +444,15 @@ def test_keywords_reach_both_mixes(mix: str, kwargs: dict[str, Any]) -> None:
     ],
     ids=str,
 )
-def test_bad_argument(kwargs: dict[str, Any], message: str) -> None:
+def test_bad_argument(name: str, kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        create(**kwargs)
+        create(name, **kwargs)
+
+
+@pytest.mark.parametrize("head_size", [0, -16, 24, 64])
+def test_bad_head_size(head_size: int) -> None:
+    with pytest.raises(ValueError, match=f"head_size must be >= 1 and divide embed_dim = 32, got {head_size}"):
+        create("test_vrwkv6", head_size=head_size)
 
 
 def test_unknown_keyword() -> None:

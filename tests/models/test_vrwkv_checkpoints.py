@@ -21,8 +21,11 @@ PUBLISHED = {
     "vrwkv_small_patch16_224": "vrwkv_s_in1k_224",
     "vrwkv_base_patch16_224": "vrwkv_b_in1k_224",
     "vrwkv_large_patch16_384": "vrwkv_l_22kto1k_384",
+    "vrwkv6_tiny_patch16_224": "vrwkv6_t_in1k_224",
+    "vrwkv6_small_patch16_224": "vrwkv6_s_in1k_224",
+    "vrwkv6_base_patch16_224": "vrwkv6_b_in1k_224",
 }
-GOLDEN_NAMES = ["vrwkv_pre_norm", "vrwkv_mlp_head"]
+GOLDEN_NAMES = ["vrwkv_pre_norm", "vrwkv_mlp_head", "vrwkv6_post_norm"]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -42,6 +45,9 @@ def test_published_layout_loads_strictly(name: str) -> None:
         ("vrwkv_base_patch16_224", 93.65),
         ("vrwkv_large_patch16_192", 334.88),
         ("vrwkv_large_patch16_384", 334.88),
+        ("vrwkv6_tiny_patch16_224", 7.64),
+        ("vrwkv6_small_patch16_224", 27.68),
+        ("vrwkv6_base_patch16_224", 104.90),
     ],
 )
 def test_parameter_count(name: str, millions: float) -> None:
@@ -51,11 +57,11 @@ def test_parameter_count(name: str, millions: float) -> None:
 
 
 @pytest.fixture(scope="module", params=GOLDEN_NAMES)
-def source(request: pytest.FixtureRequest) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
-    """Constructor arguments, the authors' weights, and the same weights by our names."""
+def source(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    """The model and its arguments, the authors' weights, and the same weights by our names."""
     golden = load_golden(request.param)
-    model = timm.create_model("test_vrwkv", **golden.model_args)
-    return golden.model_args, golden.weights, checkpoint_filter_fn(golden.weights, model)
+    model = timm.create_model(golden.model, **golden.model_args)
+    return golden.model, golden.model_args, golden.weights, checkpoint_filter_fn(golden.weights, model)
 
 
 def assert_equal(model: nn.Module, expected: dict[str, Tensor]) -> None:
@@ -65,7 +71,7 @@ def assert_equal(model: nn.Module, expected: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("route", ["pretrained", "checkpoint_path", "load_checkpoint", "load_checkpoint with filter"])
 @pytest.mark.parametrize("file", ["bare.pth", "bare.safetensors", "state_dict.pth", "model.pth"])
 def test_authors_files_load_as_they_are(file: str, route: str, source: tuple, tmp_path: Path) -> None:
-    args, weights, expected = source
+    name, args, weights, expected = source
     path = str(tmp_path / file)
     if file.endswith(".safetensors"):
         save_file(weights, path)
@@ -74,83 +80,82 @@ def test_authors_files_load_as_they_are(file: str, route: str, source: tuple, tm
         torch.save(weights if entry == "bare" else {entry: weights, "meta": {"epoch": 300}}, path)
     if route == "pretrained":
         overlay = dict(file=path, num_classes=args["num_classes"])
-        model = timm.create_model("test_vrwkv", pretrained=True, pretrained_cfg_overlay=overlay, **args)
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **args)
     elif route == "checkpoint_path":
-        model = timm.create_model("test_vrwkv", checkpoint_path=path, **args)
+        model = timm.create_model(name, checkpoint_path=path, **args)
     else:
-        model = timm.create_model("test_vrwkv", **args)
+        model = timm.create_model(name, **args)
         load_checkpoint(model, path, filter_fn=checkpoint_filter_fn if "filter" in route else None)
     assert_equal(model, expected)
 
 
 def test_filter_takes_whole_files_and_wrapped_models(source: tuple) -> None:
-    args, weights, expected = source
-    model = timm.create_model("test_vrwkv", **args)
+    name, args, weights, expected = source
+    model = timm.create_model(name, **args)
     for content in ({"state_dict": weights}, {"model": weights}, {f"module.{k}": v for k, v in weights.items()}):
         torch.testing.assert_close(checkpoint_filter_fn(content, model), expected, rtol=0, atol=0)
 
 
 def test_backbone_without_prefix(source: tuple) -> None:
-    args, weights, expected = source
+    name, args, weights, expected = source
     backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
-    model = timm.create_model("test_vrwkv", **args | {"num_classes": 0, "head_hidden_size": None})
+    model = timm.create_model(name, **args | {"num_classes": 0, "head_hidden_size": None})
     model.load_state_dict(backbone)
     assert_equal(model, {k: v for k, v in expected.items() if not k.startswith(("head", "pre_logits"))})
 
 
 def test_own_names_pass_unchanged(source: tuple) -> None:
-    args, _, expected = source
-    model = timm.create_model("test_vrwkv", **args)
-    wrapped = {f"module.{name}": tensor for name, tensor in expected.items()}
+    name, args, _, expected = source
+    model = timm.create_model(name, **args)
+    wrapped = {f"module.{key}": tensor for key, tensor in expected.items()}
     torch.testing.assert_close(checkpoint_filter_fn(expected, model), expected, rtol=0, atol=0)
     model.load_state_dict(wrapped)
     assert_equal(model, expected)
 
 
 def test_weights_of_another_model_are_refused(source: tuple) -> None:
-    args, weights, _ = source
+    name, args, weights, _ = source
     with pytest.raises(RuntimeError, match=r"Missing key.*blocks\.20\.att"):
-        timm.create_model("test_vrwkv", **args | {"depth": 21}).load_state_dict(weights)
+        timm.create_model(name, **args | {"depth": 21}).load_state_dict(weights)
     with pytest.raises(RuntimeError, match=r"Unexpected key.*decode_head"):
-        timm.create_model("test_vrwkv", **args).load_state_dict(weights | {"decode_head.bias": torch.zeros(1)})
+        timm.create_model(name, **args).load_state_dict(weights | {"decode_head.bias": torch.zeros(1)})
 
 
 def test_pretrained_with_another_number_of_classes(source: tuple, tmp_path: Path) -> None:
-    args, weights, expected = source
+    name, args, weights, expected = source
     torch.save(weights, tmp_path / "weights.pth")
     overlay = dict(file=str(tmp_path / "weights.pth"), num_classes=args["num_classes"])
-    model = timm.create_model(
-        "test_vrwkv", pretrained=True, pretrained_cfg_overlay=overlay, **args | {"num_classes": 4}
-    )
+    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **args | {"num_classes": 4})
     assert model.head.weight.shape[0] == 4
     model.head = nn.Identity()
-    assert_equal(model, {name: tensor for name, tensor in expected.items() if not name.startswith("head.")})
+    assert_equal(model, {key: tensor for key, tensor in expected.items() if not key.startswith("head.")})
 
 
 def test_pretrained_with_one_input_channel(source: tuple, tmp_path: Path) -> None:
-    args, weights, expected = source
+    name, args, weights, expected = source
     torch.save(weights, tmp_path / "weights.pth")
     overlay = dict(file=str(tmp_path / "weights.pth"), num_classes=args["num_classes"])
-    model = timm.create_model("test_vrwkv", pretrained=True, pretrained_cfg_overlay=overlay, in_chans=1, **args)
+    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, in_chans=1, **args)
     summed = expected["patch_embed.proj.weight"].sum(1, keepdim=True)
     assert_equal(model, expected | {"patch_embed.proj.weight": summed})
 
 
 def test_pretrained_features_only(source: tuple, tmp_path: Path) -> None:
-    args, weights, expected = source
+    name, args, weights, expected = source
     torch.save(weights, tmp_path / "weights.pth")
     overlay = dict(file=str(tmp_path / "weights.pth"), num_classes=args["num_classes"])
-    model = timm.create_model("test_vrwkv", pretrained=True, features_only=True, pretrained_cfg_overlay=overlay, **args)
+    options = dict(pretrained=True, pretrained_cfg_overlay=overlay, features_only=True, out_indices=2)
+    model = timm.create_model(name, **options, **args)
     kept = ("patch_embed", "pos_embed", "ln0", "blocks")
-    assert_equal(model, {f"model.{name}": tensor for name, tensor in expected.items() if name.startswith(kept)})
+    assert_equal(model, {f"model.{key}": tensor for key, tensor in expected.items() if key.startswith(kept)})
 
 
 @torch.no_grad()
 def test_position_embedding_of_another_grid_is_resized(source: tuple) -> None:
-    args, weights, expected = source
-    small = timm.create_model("test_vrwkv", **args).eval()
+    name, args, weights, expected = source
+    small = timm.create_model(name, **args).eval()
     small.load_state_dict(weights)
-    large = timm.create_model("test_vrwkv", **args | {"img_size": (96, 64)}).eval()
+    large = timm.create_model(name, **args | {"img_size": (96, 64)}).eval()
     large.load_state_dict(weights)
     side = args["img_size"] // 16
     grid = expected["pos_embed"].unflatten(1, (side, side)).permute(0, 3, 1, 2)

@@ -8,10 +8,10 @@ from torch import nn
 import vrwkv  # noqa: F401
 
 
-@pytest.fixture
-def model() -> nn.Module:
+@pytest.fixture(params=["test_vrwkv", "test_vrwkv6"])
+def model(request: pytest.FixtureRequest) -> nn.Module:
     torch._dynamo.reset()
-    return timm.create_model("test_vrwkv", img_size=32, depth=1, num_classes=5, init_values=1.0).eval()
+    return timm.create_model(request.param, img_size=32, depth=1, num_classes=5, init_values=1.0).eval()
 
 
 @torch.no_grad()

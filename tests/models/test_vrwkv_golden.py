@@ -8,7 +8,7 @@ from torch import Tensor
 
 import vrwkv  # noqa: F401
 
-NAMES = ["vrwkv_pre_norm", "vrwkv_post_norm", "vrwkv_key_norm", "vrwkv_mlp_head"]
+NAMES = ["vrwkv_pre_norm", "vrwkv_post_norm", "vrwkv_key_norm", "vrwkv_mlp_head", "vrwkv6_pre_norm", "vrwkv6_post_norm"]
 # fp64 sees what fp32 would forgive, such as another eps in a norm; the files themselves are rounded to fp32.
 TOLERANCES = {torch.float32: 2e-5, torch.float64: 2e-7}
 
@@ -24,9 +24,9 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 @torch.no_grad()
 def test_golden(name: str, dtype: torch.dtype, backend: str) -> None:
     golden = load_golden(name)
-    model = timm.create_model("test_vrwkv", **golden.model_args).eval().to(dtype)
+    model = timm.create_model(golden.model, **golden.model_args).eval().to(dtype)
     model.load_state_dict(golden.weights)
-    assert len(golden.cases) == (1 if name == "vrwkv_mlp_head" else 3)
+    assert len(golden.cases) == {"vrwkv_mlp_head": 1, "vrwkv6_pre_norm": 2, "vrwkv6_post_norm": 2}.get(name, 3)
     for case in golden.cases:
         final, features = model.forward_intermediates(case.image.to(dtype))
         height, width = features[-1].shape[-2:]

@@ -1,4 +1,7 @@
-"""Golden files: the authors' weights and constructor arguments, and what the models and backbones must return."""
+"""Golden files: the authors' weights and constructor arguments, and what the models and backbones must return.
+
+A file may name another one, `shared`, that holds tensors of several files.
+"""
 
 import json
 from dataclasses import dataclass
@@ -22,8 +25,9 @@ class Case:
 
 @dataclass
 class Golden:
-    """A golden file: our constructor arguments, the weights by the authors' names, the inputs and outputs."""
+    """A golden file: our model and its arguments, the weights by the authors' names, the inputs and outputs."""
 
+    model: str
     model_args: dict[str, Any]
     weights: dict[str, Tensor]
     cases: list[Case]
@@ -38,11 +42,17 @@ class AdapterGolden:
     cases: list[tuple[Tensor, list[Tensor]]]  # images (1, 3, H, W), maps of stride 4, 8, 16, 32
 
 
+def _tensors(name: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
+        return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+
+
 def _read(name: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
     """The constructor arguments, the weights, and all tensors of a file."""
-    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
-        config = json.loads(file.metadata()["config"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    metadata, tensors = _tensors(name)
+    config = json.loads(metadata["config"])
+    if "shared" in metadata:
+        tensors |= _tensors(metadata["shared"])[1]
     weights = {key.removeprefix("weights/"): value for key, value in tensors.items() if key.startswith("weights/")}
     return config, weights, tensors
 
@@ -57,16 +67,19 @@ def load_golden(name: str) -> Golden:
         "num_classes": config["num_classes"],
         "post_norm": config.get("post_norm", False),
         "init_values": config.get("init_values"),
-        "key_norm": config.get("key_norm", config.get("k_norm", False)),
         "head_hidden_size": config.get("hidden_dims"),
     }
+    if config["arch"] == "VRWKV6":
+        model, model_args["head_size"] = "test_vrwkv6", config["embed_dims"] // config["num_heads"]
+    else:
+        model, model_args["key_norm"] = "test_vrwkv", config.get("key_norm", config.get("k_norm", False))
     cases = []
     while (image := tensors.get(f"input/{len(cases)}")) is not None:
         prefix = f"output/{len(cases)}/"
         count = sum(key.startswith(f"{prefix}feature/") for key in tensors)
         features = [tensors[f"{prefix}feature/{i}"] for i in range(count)]
         cases.append(Case(image, features, tensors[f"{prefix}logits"]))
-    return Golden(model_args, weights, cases)
+    return Golden(model, model_args, weights, cases)
 
 
 def load_adapter_golden(name: str) -> AdapterGolden:

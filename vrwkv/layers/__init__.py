@@ -10,10 +10,21 @@ from vrwkv.layers.omni_shift import OmniShift
 from vrwkv.layers.pos_embed import resize_pos_embed
 from vrwkv.layers.re_wkv import ReWKV
 from vrwkv.layers.spatial_mix import SpatialMix
-from vrwkv.ops import bi_wkv, q_shift_mix, sigmoid_gate, squared_relu
+from vrwkv.layers.spatial_mix6 import SpatialMix6, mixed_and_decay, normalised_and_gated
+from vrwkv.ops import bi_wkv, q_shift_mix, sigmoid_gate, squared_relu, wkv6
 
-__all__ = ["Block", "ChannelMix", "Mix", "OmniShift", "ReWKV", "SpatialMix", "resize_pos_embed"]
+__all__ = ["Block", "ChannelMix", "Mix", "OmniShift", "ReWKV", "SpatialMix", "SpatialMix6", "resize_pos_embed"]
 
 # What these do depends on shapes, so FX tracing must take each as one node.
-for _function in (autocast_input, bi_wkv, q_shift_mix, sigmoid_gate, squared_relu, resize_pos_embed):
+for _function in (
+    autocast_input,
+    bi_wkv,
+    mixed_and_decay,
+    normalised_and_gated,
+    q_shift_mix,
+    resize_pos_embed,
+    sigmoid_gate,
+    squared_relu,
+    wkv6,
+):
     register_notrace_function(_function)

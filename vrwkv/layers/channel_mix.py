@@ -18,7 +18,7 @@ class ChannelMix(Mix):
     Args:
         dim: channels C.
         hidden_dim: width of the MLP.
-        layer_index, depth, shift_pixel, channel_gamma: see :class:`Mix`.
+        layer_index, depth, shift_pixel, channel_gamma, heads: see :class:`Mix`.
         key_norm: apply a LayerNorm to the hidden values.
     """
 
@@ -31,8 +31,9 @@ class ChannelMix(Mix):
         key_norm: bool = False,
         shift_pixel: int = 1,
         channel_gamma: float = 1 / 4,
+        heads: int = 1,
     ) -> None:
-        super().__init__(layer_index, depth, shift_pixel, channel_gamma)
+        super().__init__(layer_index, depth, shift_pixel, channel_gamma, heads)
         self.spatial_mix_k = nn.Parameter(torch.empty(dim))
         self.spatial_mix_r = nn.Parameter(torch.empty(dim))
         self.key = nn.Linear(dim, hidden_dim, bias=False)

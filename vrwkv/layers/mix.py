@@ -11,19 +11,25 @@ torch.fx.wrap("q_shift_mix")  # tracers look for functions to wrap beside `forwa
 
 
 class Mix(nn.Module):
-    """A spatial or channel mix. Parameters of its own are decays, bonuses and mixes; matrices and norms are modules.
+    """A spatial or channel mix.
+
+    Parameters of its own are decays, bonuses, mixes, and low-rank matrices that add to them; other matrices and norms
+    are modules.
 
     Args:
         layer_index: place of the block in the model, from 0; it sets the initial values.
         depth: number of blocks.
         shift_pixel: distance of the Q-Shift in patches.
         channel_gamma: share of the channels that Q-Shift moves in each direction.
+        heads: equal parts of the channels, in each of which Q-Shift has groups of its own.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
-    def __init__(self, layer_index: int, depth: int, shift_pixel: int = 1, channel_gamma: float = 1 / 4) -> None:
+    def __init__(
+        self, layer_index: int, depth: int, shift_pixel: int = 1, channel_gamma: float = 1 / 4, heads: int = 1
+    ) -> None:
         super().__init__()
         if shift_pixel < 0:
             raise ValueError(f"shift_pixel must be >= 0, got {shift_pixel}")
@@ -33,6 +39,7 @@ class Mix(nn.Module):
         self.falling = 1 - layer_index / depth
         self.shift_pixel = shift_pixel
         self.channel_gamma = channel_gamma
+        self.heads = heads
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that should not decay."""
@@ -42,6 +49,6 @@ class Mix(nn.Module):
         """Q-Shift on an ``(H, W)`` grid, as a function from tokens ``(B, T, C)`` and mixes ``(C,)`` to mixed tokens."""
 
         def shift(x: Tensor, *mixes: Tensor) -> tuple[Tensor, ...]:
-            return q_shift_mix(x, mixes, patch_resolution, self.shift_pixel, self.channel_gamma)
+            return q_shift_mix(x, mixes, patch_resolution, self.shift_pixel, self.channel_gamma, self.heads)
 
         return shift

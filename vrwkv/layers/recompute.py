@@ -1,98 +1,147 @@
 """Activations that the backward pass computes again, where keeping them would cost more memory than it saves time.
 
-A matrix product keeps its input for the backward pass. Where that is the result of a cheap function, hooks on what
-autograd saves put a recipe in its place: the function, its inputs, which view of which result is meant. The backward
-pass calls the function again when it unpacks the first such view. The inputs stay in a node of autograd, so that
-checkpoints see them and in-place changes are found. A block of VRWKV keeps 15 tensors of the size of its tokens,
-(B, T, C), instead of 20, and shifts them once more for each mix.
+An op keeps its inputs for the backward pass. Where they are results of a cheap function, hooks on what autograd saves
+put a recipe in their place: which view of which result of the function's node. That node keeps what the function was
+called with and nothing else. The backward pass calls the function again when it unpacks the first such view, and goes
+back through that second call, so nothing that is computed on the way to the results is kept either.
+
+A block of VRWKV or VRWKV6 keeps 15 tensors of the size of its tokens, (B, T, C).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
 
 def recomputed(
     function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
 ) -> AbstractContextManager[tuple[Tensor, ...]]:
-    """``with recomputed(function, *inputs) as result:`` runs ops that keep ``inputs`` for the backward pass.
+    """``with recomputed(function, *inputs) as result:`` runs ops that keep ``inputs`` in place of ``result``.
 
-    For cheap functions whose inputs are kept anyway, in front of matrix products, which would keep the result too.
-    Gradients and their bits are those of plain calls. Checkpoints and other saved-tensor hooks see the inputs but
-    nothing else that the block keeps, so it should hold the products alone. ``torch.compile`` plans memory by itself.
+    For cheap functions in front of ops that would keep their results. Gradients and their bits are those of plain
+    calls. Checkpoints and other saved-tensor hooks see the inputs and all else that the block keeps. ``torch.compile``
+    plans memory by itself.
 
     Args:
-        function: from tensors to a tuple of tensors; it must change nothing and return the same each time.
+        function: from tensors to a tuple of tensors that share no memory, with each other or with the inputs. It must
+            change nothing and return the same each time, within autocast and outside, and get all that wants a gradient
+            as arguments.
         inputs: what it is called with.
     """
-    result = function(*inputs)
-    return _keeping_recipe(function, inputs, result) if _recorded(inputs) else nullcontext(result)
+    if not _recorded(inputs):
+        return nullcontext(function(*inputs))
+    return _keeping_recipe(_Recomputed.apply(function, *inputs))
 
 
 @contextmanager
-def _keeping_recipe(
-    function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...], result: tuple[Tensor, ...]
-) -> Iterator[tuple[Tensor, ...]]:
+def _keeping_recipe(result: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
     """Hand out ``result``, and let what is saved of it be a recipe."""
-    recipe = _Recipe(function, inputs)
+    node: Any = result[0].grad_fn
+    anchor = torch.empty(0, requires_grad=True)
     places = {
         output.untyped_storage().data_ptr(): (place, output._version)
         for place, output in enumerate(result)
         if output.numel()
     }
 
-    def pack(tensor: Tensor) -> Any:
+    def pack(tensor: Tensor) -> Callable[[], Tensor]:
         place, version = places.get(tensor.untyped_storage().data_ptr(), (None, None))
-        if place is None or tensor._version != version:
-            return tensor, tensor._version
-        return recipe, place, tensor.size(), tensor.stride(), tensor.storage_offset()
+        if place is not None and tensor._version == version:
+            view = tensor.size(), tensor.stride(), tensor.storage_offset()
+            return lambda: _output(node, place).as_strided(*view)
+        # As if there were no hooks of ours: outer ones see it, and autograd notices changes in place.
+        hooks.__exit__()
+        try:
+            with torch.enable_grad():
+                kept: Any = _Keep.apply(anchor, tensor)
+        finally:
+            hooks.__enter__()
+        return lambda: kept.grad_fn.saved_tensors[0]
 
-    def unpack(packed: Any) -> Tensor:
-        if isinstance(packed[0], _Recipe):
-            recipe, place, *view = packed
-            return recipe.output(place).as_strided(*view)
-        tensor, version = packed
-        if tensor._version != version:  # autograd's own check, which hooks switch off
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an inplace operation: "
-                f"a tensor of shape {tuple(tensor.shape)} is at version {tensor._version}; expected version {version}"
-            )
-        return tensor
-
-    with saved_tensors_hooks(pack, unpack):
+    hooks = saved_tensors_hooks(pack, lambda unpack: unpack())
+    with hooks:
         yield result
+
+
+def _output(node: Any, place: int) -> Tensor:
+    """Result number ``place`` of the function's node, once; all are computed when the first is asked for."""
+    if node.again is None or place not in node.again.outputs:
+        node.again = _Again(node.function, node.saved_tensors, node.needs_input_grad[1:])
+    return node.again.outputs.pop(place)
 
 
 def _recorded(inputs: tuple[Any, ...]) -> bool:
     """Whether autograd records what is done with the inputs; not for compilers, tracing and ``torch.func``."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         return False
-    return any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+    return not torch.jit.is_tracing() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
 
 
 class _Keep(torch.autograd.Function):
-    """Keeps its inputs as any op does, in the node of its output."""
+    """Keeps a tensor as any op does, in the node of its output."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, anchor: Tensor, tensor: Tensor) -> Tensor:
+        ctx.save_for_backward(tensor)
+        return anchor.new_empty(0)
+
+
+class _Recomputed(torch.autograd.Function):
+    """Calls a function and keeps what it was called with."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.function = function
         ctx.save_for_backward(*inputs)
-        return inputs[0].new_empty(0)
+        ctx.again = None
+        return function(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled():  # gradients of the gradients are wanted
+            again = _Again(ctx.function, ctx.saved_tensors, needed, attached=True)
+        else:
+            again, ctx.again = ctx.again or _Again(ctx.function, ctx.saved_tensors, needed), None
+        return None, *again.gradients(grads)
 
 
-class _Recipe:
-    """How to make the outputs again."""
+class _Again:
+    """A second call of a function: its results, and the way back through it, which outlives them.
 
-    def __init__(self, function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...]) -> None:
-        self.function = function
-        self.keeper = _Keep.apply(*inputs)
-        self.outputs: dict[int, Tensor] = {}
+    Args:
+        function: what is called.
+        inputs: its arguments.
+        needed: which of them want gradients.
+        attached: whether the way back goes on through what made the arguments.
+    """
 
-    def output(self, place: int) -> Tensor:
-        """Output number ``place``, once; all are computed when the first is asked for."""
-        if place not in self.outputs:
-            self.outputs = dict(enumerate(self.function(*self.keeper.grad_fn.saved_tensors)))
-        return self.outputs.pop(place)
+    def __init__(
+        self,
+        function: Callable[..., tuple[Tensor, ...]],
+        inputs: Sequence[Tensor],
+        needed: Sequence[bool],
+        attached: bool = False,
+    ) -> None:
+        if not attached:
+            inputs = [x.detach().requires_grad_(wanted) for x, wanted in zip(inputs, needed, strict=True)]
+        with torch.enable_grad():
+            result = function(*inputs)
+        self.wanted = [x if wanted else None for x, wanted in zip(inputs, needed, strict=True)]
+        self.edges = [get_gradient_edge(y) if y.requires_grad else None for y in result]
+        self.outputs = {place: y.detach() for place, y in enumerate(result)}
+
+    def gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Gradients of the arguments, None for those that want none, from those of the results."""
+        pairs = [(edge, grad) for edge, grad in zip(self.edges, grads, strict=True) if edge and grad is not None]
+        if not pairs:
+            return [None] * len(self.wanted)
+        edges, given = zip(*pairs, strict=True)
+        wanted = [x for x in self.wanted if x is not None]
+        found = iter(torch.autograd.grad(edges, wanted, given, allow_unused=True, create_graph=torch.is_grad_enabled()))
+        return [None if x is None else next(found) for x in self.wanted]

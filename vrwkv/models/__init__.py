@@ -2,5 +2,6 @@
 
 from vrwkv.models._base import VisionRWKVBase, checkpoint_filter_fn
 from vrwkv.models.vrwkv import VisionRWKV
+from vrwkv.models.vrwkv6 import VisionRWKV6
 
-__all__ = ["VisionRWKV", "VisionRWKVBase", "checkpoint_filter_fn"]
+__all__ = ["VisionRWKV", "VisionRWKV6", "VisionRWKVBase", "checkpoint_filter_fn"]
