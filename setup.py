@@ -2,8 +2,8 @@
 
 Both libraries use LibTorch's stable ABI, so one wheel serves every Python >= 3.10 and torch >= 2.10. ``_C`` (schemas
 and CPU kernels) is built where there is a C++ compiler, ``_cuda`` where nvcc and a CUDA build of torch are there too.
-Without them the package runs on its pure-torch operators. Environment: ``VRWKV_NATIVE=0`` and ``VRWKV_CUDA=0`` leave all
-kernels or those for CUDA out, ``=1`` insists on them; ``TORCH_CUDA_ARCH_LIST`` chooses the architectures.
+Without them the package runs on its pure-torch operators. Environment: ``VRWKV_NATIVE=0`` and ``VRWKV_CUDA=0`` leave
+all kernels or those for CUDA out, ``=1`` insists on them; ``TORCH_CUDA_ARCH_LIST`` chooses the architectures.
 """
 
 import os
@@ -41,7 +41,7 @@ def build_native() -> bool:
     if wanted("VRWKV_NATIVE") == "1" and not possible:
         raise SystemExit(f"VRWKV_NATIVE=1 needs a C++ compiler: install g++, or name one by CXX (now {compiler})")
     if wanted("VRWKV_NATIVE") == "auto" and not possible:
-        print(f"vrwkv: no C++ compiler ({compiler}): installing pure-torch operators, which are slower", file=sys.stderr)
+        print(f"vrwkv: no C++ compiler ({compiler}): installing the pure-torch operators", file=sys.stderr)
     return possible and wanted("VRWKV_NATIVE") != "0"
 
 

@@ -45,7 +45,7 @@ FORWARD = [  # model, batch, pixels; the first two are the short set
 TRAIN = [("vrwkv_tiny_patch16_224", 8, 224), ("vrwkv_tiny_patch16_224", 1, 1024)]
 MEMORY_MODES = ("forward", "training", "training, checkpointed")
 COMPILED = [("vrwkv_tiny_patch16_224", 8, 224), ("vrwkv_tiny_patch16_224", 1, 1024)]
-BFLOAT16 = [("vrwkv_tiny_patch16_224", 8, 224), ("vrwkv_tiny_patch16_224", 1, 1024)]
+BFLOAT16 = FORWARD[:4]
 
 
 def create(name: str, pixels: int, device: str) -> nn.Module:
@@ -202,7 +202,9 @@ def main() -> None:
         for case in BFLOAT16 if has_bfloat16(args.device) else ():
             name, batch, pixels = case
             model, x = create(name, pixels, args.device), images(batch, pixels)
-            functions = {name: forward(model, x), f"{name} bf16 autocast": forward(model, x, autocast=True)}
+            peer = create(PAIRS[name], pixels, args.device)
+            functions = {name: forward(model, x), f"{name} bf16": forward(model, x, autocast=True)}
+            functions[f"{PAIRS[name]} bf16"] = forward(peer, x, autocast=True)
             measure("forward, bf16", case, functions)
         for case in COMPILED:
             name, batch, pixels = case
@@ -234,8 +236,12 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for label in [name for pair in PAIRS.items() for name in pair]:
-        mine = [row for row in rows if row["mode"] == "forward" and row["model"] == label]
+    names = [name for pair in PAIRS.items() for name in pair]
+    for label in names + [f"{name} bf16" for name in names]:
+        mode = "forward, bf16" if label.endswith("bf16") else "forward"
+        mine = [row for row in rows if row["mode"] == mode and row["model"] == label]
+        if not mine:
+            continue
         pixels = [row["pixels"] for row in mine]
         for axis, values in (
             (axes[0], [1e3 / float(row["images_per_second"]) for row in mine]),
@@ -248,7 +254,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
-    figure.suptitle(f"{rows[0]['processor']}, {rows[0]['threads']} threads, fp32, torch {rows[0]['torch']}", fontsize=9)
+    figure.suptitle(f"{rows[0]['processor']}, {rows[0]['threads']} threads, torch {rows[0]['torch']}", fontsize=9)
     figure.savefig(path, dpi=120)
 
 

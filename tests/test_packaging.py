@@ -36,7 +36,7 @@ def test_source_distribution_is_whole_without_cuda(checkout):
     [archive] = (checkout / "dist").glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         packed = {name.partition("/")[2] for name in tar.getnames()}
-    rooms = "vrwkv configs tools tests docs demo examples benchmarks".split()
+    rooms = ["vrwkv", "configs", "tools", "tests", "docs", "demo", "examples", "benchmarks"]
     files = {
         str(path.relative_to(ROOT)) for room in rooms for path in (ROOT / room).rglob("*")
         if path.is_file() and path.suffix not in (".so", ".pyc")

@@ -1,4 +1,4 @@
-"""The Python on the page about other RWKV models runs, and its two lines do what the compiled operator did."""
+"""What the pages say holds: their Python runs, and the tests and files that they name are there."""
 
 import re
 
@@ -18,3 +18,27 @@ def test_operators_page() -> None:
     y = names["RUN_CUDA"](2, 7, 5, w / 7, u / 7, k, v)
     torch.testing.assert_close(y, reference.bi_wkv(w / 7, u / 7, k, v))
     assert names["y"].shape == (2, 24 * 32, 48)
+
+
+def test_operators() -> None:
+    page = (REPOSITORY / "docs/operators.md").read_text()
+    names: dict = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
+    assert names["z"].shape == (2, 24 * 32, 192)
+
+
+def test_promises_name_tests_that_exist() -> None:
+    page = (REPOSITORY / "docs/promises.md").read_text()
+    file, named = None, 0
+    for path, test in re.findall(r"`(tests/[a-z_/]+\.py)?(?:::(test_\w+))?`", page):
+        file = path or file
+        if test:
+            assert f"def {test}(" in (REPOSITORY / file).read_text(), f"{file}::{test}"
+        named += bool(path or test)
+    assert named > 40
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("vrwkv/ops/*/*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
