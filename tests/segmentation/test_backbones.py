@@ -15,19 +15,26 @@ ARGS = {"model": "test_vrwkv", "model_args": {"depth": 4, "embed_dim": 24, "drop
 GROUPS = {"interaction_indexes": [[0, 0], [1, 1], [2, 2], [3, 3]], "conv_inplane": 4, "deform_num_heads": 3}
 
 
-def create(kind, **kwargs):
+def create(kind, model="test_vrwkv", **kwargs):
     torch.manual_seed(0)
-    return VRWKV(**ARGS, **kwargs) if kind == "VRWKV" else VRWKVAdapter(**ARGS, **GROUPS, **kwargs)
+    args = ARGS | dict(model=model, model_args=ARGS["model_args"] | heads(model))
+    return VRWKV(**args, **kwargs) if kind == "VRWKV" else VRWKVAdapter(**args, **GROUPS, **kwargs)
+
+
+def heads(model):
+    return dict(head_size=12) if model == "test_vrwkv6" else {}
 
 
 both = pytest.mark.parametrize("kind", ["VRWKV", "VRWKVAdapter"])
+families = pytest.mark.parametrize("model", ["test_vrwkv", "test_vrwkv6"])
 
 
 @both
+@families
 @pytest.mark.parametrize("size", [(64, 64), (1, 1), (33, 70), (96, 32)])
 @torch.no_grad()
-def test_shapes(kind, size):
-    maps = create(kind).eval()(torch.randn(2, 3, *size))
+def test_shapes(kind, model, size):
+    maps = create(kind, model).eval()(torch.randn(2, 3, *size))
     expected = [(2, 24, -(-size[0] // stride), -(-size[1] // stride)) for stride in (4, 8, 16, 32)]
     assert [tuple(y.shape) for y in maps] == expected
 
@@ -48,18 +55,20 @@ def test_strides_that_are_asked_for(strides):
 
 
 @both
-def test_every_parameter_has_a_gradient(kind):
-    backbone = create(kind)
+@families
+def test_every_parameter_has_a_gradient(kind, model):
+    backbone = create(kind, model)
     sum(y.square().sum() for y in backbone(torch.randn(2, 3, 64, 64))).backward()
     assert [name for name, parameter in backbone.named_parameters() if parameter.grad is None] == []
 
 
 @both
-def test_gradient_checkpointing(kind):
+@families
+def test_gradient_checkpointing(kind, model):
     images = torch.randn(2, 3, 64, 64)
     gradients = []
     for with_cp in (False, True):
-        backbone = create(kind, with_cp=with_cp)
+        backbone = create(kind, model, with_cp=with_cp)
         assert backbone.vrwkv.grad_checkpointing is with_cp
         torch.manual_seed(1)  # of stochastic depth
         sum(y.square().mean() for y in backbone(images)).backward()
@@ -120,11 +129,12 @@ def test_lean_head_returns_what_upernet_returns():
 
 
 @both
-def test_pretrained_classification_weights(kind, tmp_path):
+@families
+def test_pretrained_classification_weights(kind, model, tmp_path):
     """Taken from a file of another grid and with a head; layer scale and adapter keep their initial values."""
-    model = timm.create_model("test_vrwkv", depth=4, embed_dim=24, img_size=96, num_classes=7)
-    torch.save({"state_dict": model.state_dict(), "arch": "test_vrwkv"}, tmp_path / "weights.pth")
-    backbone = create(kind, init_cfg={"type": "Pretrained", "checkpoint": str(tmp_path / "weights.pth")})
+    name, model = model, timm.create_model(model, depth=4, embed_dim=24, img_size=96, num_classes=7, **heads(model))
+    torch.save({"state_dict": model.state_dict(), "arch": name}, tmp_path / "weights.pth")
+    backbone = create(kind, name, init_cfg={"type": "Pretrained", "checkpoint": str(tmp_path / "weights.pth")})
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     backbone.init_weights()
     ours = backbone.state_dict()
@@ -142,11 +152,12 @@ def test_pretrained_weights_of_another_model(tmp_path):
         backbone.init_weights()
 
 
-def test_layer_decay():
+@families
+def test_layer_decay(model):
     class Segmentor(nn.Module):
         def __init__(self):
             super().__init__()
-            self.backbone = create("VRWKVAdapter")
+            self.backbone = create("VRWKVAdapter", model)
             self.decode_head = nn.Conv2d(24, 2, 1)
 
     model = Segmentor()
@@ -168,6 +179,7 @@ def test_layer_decay():
     }.items():
         assert named[name]["lr"] == 0.5**layers_after, name
     without = {name for name, group in named.items() if group["weight_decay"] == 0}
-    assert "backbone.vrwkv.pos_embed" in without
+    spared = {f"backbone.vrwkv.{name}" for name in model.backbone.vrwkv.no_weight_decay()}
+    assert "backbone.vrwkv.pos_embed" in spared <= without
     assert all((parameter.ndim > 1) != (name in without) for name, parameter in model.named_parameters()
-               if name != "backbone.vrwkv.pos_embed")  # fmt: skip
+               if name not in spared)  # fmt: skip

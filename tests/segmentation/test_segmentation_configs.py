@@ -1,5 +1,7 @@
 """Every config builds, runs a loss, a backward and an inference on a small crop; widths are shrunk, nothing else."""
 
+import re
+
 import pytest
 import torch
 from mmengine.model import revert_sync_batchnorm
@@ -10,16 +12,22 @@ from support.scripts import REPOSITORY
 
 from vrwkv.segmentation.config import load_config
 
-CONFIGS = sorted((REPOSITORY / "configs" / "segmentation").glob("vrwkv_*.py"))
+CONFIGS = sorted((REPOSITORY / "configs" / "segmentation").glob("vrwkv*.py"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config(path):
     torch.manual_seed(0)
     model = load_config(path).model
+    if path.stem.startswith("vrwkv6"):
+        size = re.search(r"tiny|small|base", path.stem)[0]
+        assert model.backbone.model == f"vrwkv6_{size}_patch16_224"
+        assert model.backbone.init_cfg.checkpoint == f"pretrained/vrwkv6_{size[0]}_in1k_224.pth"
     backbone, dim = model.backbone, 2 * model.backbone.get("deform_num_heads", 12)
     backbone.init_cfg = None
     backbone.model_args.embed_dim = dim
+    if "vrwkv6" in backbone.model:
+        backbone.model_args.head_size = dim // 2
     in_channels = [dim] * 4
     if backbone.type == "VRWKVDetail":
         backbone.detail_width, in_channels = 2, [4, 8, dim]
@@ -45,5 +53,5 @@ def test_config(path):
     assert results[0].pred_sem_seg.data.shape == (1, 64, 96)
 
 
-def test_there_are_eleven():
-    assert len(CONFIGS) == 11
+def test_there_are_nineteen():
+    assert len(CONFIGS) == 19

@@ -98,6 +98,14 @@ def test_shares_of_the_mean_are_the_mean_of_shares(model: VisionRWKV, images: Te
         torch.testing.assert_close(share.sum((1, 2)), torch.ones(2, 32))
 
 
+def test_second_generation_has_a_receptive_field_but_no_shares(images: Tensor) -> None:
+    model = timm.create_model("test_vrwkv6").eval()
+    field = effective_receptive_field(model, images)
+    assert field.shape == (64, 80) and (field > 0).all()
+    with pytest.raises(ValueError, match="a model with Bi-WKV layers is required, VisionRWKV6 has none"):
+        gathered_shares(model, images)
+
+
 def test_messages(model: VisionRWKV, images: Tensor) -> None:
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\) of the height and the width, got \(0.5, 1\)"):
         gathered_shares(model, images, (0.5, 1))
