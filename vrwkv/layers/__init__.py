@@ -10,8 +10,8 @@ from vrwkv.layers.omni_shift import OmniShift
 from vrwkv.layers.pos_embed import resize_pos_embed
 from vrwkv.layers.re_wkv import ReWKV
 from vrwkv.layers.spatial_mix import SpatialMix
-from vrwkv.layers.spatial_mix6 import SpatialMix6, mixed_and_decay, normalised_and_gated
-from vrwkv.ops import bi_wkv, q_shift_mix, sigmoid_gate, squared_relu, wkv6
+from vrwkv.layers.spatial_mix6 import SpatialMix6, mixed_and_decay
+from vrwkv.ops import bi_wkv, norm_gate, q_shift_mix, sigmoid_gate, squared_relu, wkv6
 
 __all__ = ["Block", "ChannelMix", "Mix", "OmniShift", "ReWKV", "SpatialMix", "SpatialMix6", "resize_pos_embed"]
 
@@ -20,7 +20,7 @@ for _function in (
     autocast_input,
     bi_wkv,
     mixed_and_decay,
-    normalised_and_gated,
+    norm_gate,
     q_shift_mix,
     resize_pos_embed,
     sigmoid_gate,

@@ -3,13 +3,12 @@
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vrwkv.layers.autocast import autocast_input
 from vrwkv.layers.mix import Mix
 from vrwkv.layers.recompute import recomputed
-from vrwkv.ops import q_shift_mix, wkv6
+from vrwkv.ops import low_rank, low_rank_mix, norm_gate, q_shift_mix, wkv6
 
 MIX_RANK, DECAY_RANK = 32, 64
 """Of the low-rank matrices that make mixes and decays depend on the tokens."""
@@ -83,9 +82,11 @@ class SpatialMix6(Mix):
             del xk, xv, xr, xg  # their memory serves what follows
             r, k, v, w = (z.unflatten(2, (self.heads, -1)) for z in (r, k, v, w))  # (B, T, H, N)
             y = wkv6(r, k, v, w, self.time_faaaa)
-        norm = partial(normalised_and_gated, self.ln_x.eps)
-        with recomputed(norm, y, g, self.ln_x.weight, self.ln_x.bias) as (y,):
+        with recomputed(self._normalised, y, g, self.ln_x.weight, self.ln_x.bias) as (y,):
             return self.output(y)
+
+    def _normalised(self, y: Tensor, g: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor]:
+        return (norm_gate(y, g, weight, bias, self.ln_x.eps),)
 
 
 def mixed_and_decay(
@@ -111,22 +112,6 @@ def mixed_and_decay(
         mixes: the mixes' parts that do not depend on the tokens, ``(C,)`` each.
     """
     base, shifted = q_shift_mix(x, (1 - mix, torch.zeros_like(mix)), *options)
-    parts = torch.tanh(base @ mix_matrix.to(x.dtype)).split(MIX_RANK, dim=2)
-    xw, *rest = (
-        torch.lerp(x, shifted, _low_rank(offset, part, matrix))
-        for offset, part, matrix in zip(mixes, parts, mix_matrices, strict=True)
-    )
-    return _low_rank(decay, torch.tanh(xw @ decay_matrix.to(x.dtype)), decay_matrices), *rest
-
-
-def _low_rank(offset: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
-    """``offset + x @ matrix`` for ``x (B, T, R)``, in the dtype of ``x``."""
-    return torch.addmm(offset.to(x.dtype), x.flatten(0, 1), matrix.to(x.dtype)).view(*x.shape[:2], len(offset))
-
-
-def normalised_and_gated(eps: float, y: Tensor, g: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor]:
-    """``y (B, T, H, N)`` normalised in each head, times ``silu(g)`` of the gate ``g (B, T, C)``; ``(B, T, C)``."""
-    weight, bias = weight.to(y.dtype), bias.to(y.dtype)
-    with torch.autocast(y.device.type, enabled=False):  # which would return fp32 in the forward pass alone
-        norm = F.group_norm(y.flatten(0, 1).flatten(1), y.shape[2], weight, bias, eps)
-    return (norm.view_as(g) * F.silu(g),)
+    h = base @ mix_matrix.to(x.dtype)
+    xw, *rest = low_rank_mix(x, shifted, h, mix_matrices, torch.stack(mixes))
+    return low_rank(xw @ decay_matrix.to(x.dtype), decay_matrices, decay), *rest

@@ -29,7 +29,7 @@ struct Lanes {
     for (int i = 0; i < kVectors; ++i) lanes.part[i] = *reinterpret_cast<const Unaligned*>(from + i * kWidth);
     return lanes;
   }
-  // By way of an array: GCC 12 fills a vector of a scalar lane by lane, twenty times as slow as the multiply-add behind it.
+  // By way of an array: GCC 12 fills a vector lane by lane, twenty times as slow as the multiply-add behind it.
   static VRWKV_INLINE Lanes all(acc_t value) {
     acc_t values[kWidth];
     for (int lane = 0; lane < kWidth; ++lane) values[lane] = value;
