@@ -1,10 +1,10 @@
-"""Times UPerNet on one large image, whole, with VRWKV-T and with DeiT-T as its backbone, and takes peak memory.
+"""Times segmentors on large pictures, picture in and mask out, and takes their peak memory.
 
-python benchmarks/run_segmentors.py [--pixels 2048] [--threads 2] [--rounds 3]
+python benchmarks/run_segmentors.py [--pixels 512 1024 2048 4096] [--threads 2]
 
-All backbones have the same feature pyramid (VRWKVAdapter its own) and the same heads. Before anything is timed, mmseg's
-own inference must give the same classes on a smaller image. Peak memory is that of a fresh process that segments one
-picture and does nothing else. Writes segmentation.csv.
+The detail segmentors stand beside the adapter with UPerNet, the bare backbones, and backbones of timm with the detail
+segmentors' head. Before anything is timed, mmseg's own inference must give the same classes on a smaller picture. Peak
+memory is that of a fresh process that segments one picture and does nothing else. Writes segmentation.csv.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,57 +23,99 @@ import torch
 from measure import RESULTS, keep_freed_memory, machine, peak_memory, write_rows
 from mmengine.model import revert_sync_batchnorm
 from mmseg.apis import inference_model, init_model
-from mmseg.models.necks import Feature2Pyramid
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from vrwkv.segmentation import segment
 from vrwkv.segmentation.config import load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "segmentation"
-SEGMENTORS = {
-    "vrwkv_tiny": "vrwkv_tiny_upernet_ade20k_512_160k.py",
-    "vrwkv_adapter_tiny": "vrwkv_adapter_tiny_upernet_ade20k_512_160k.py",
-    "deit_tiny": "vrwkv_tiny_upernet_ade20k_512_160k.py",  # with its backbone exchanged
+DETAIL = "vrwkv_tiny_detail_mlp_ade20k_512_160k.py"
+OURS = {
+    "vrwkv_tiny detail": DETAIL,
+    "vrwkv_small detail": "vrwkv_small_detail_mlp_ade20k_512_160k.py",
+    "vrwkv_tiny adapter UPerNet": "vrwkv_adapter_tiny_upernet_ade20k_512_160k.py",
 }
+PEERS = ("efficientvit_b1", "efficientvit_b2", "pvt_v2_b0", "convnext_tiny")
+BARE = {"vrwkv_tiny backbone": "vrwkv_tiny_patch16_224", "vrwkv_small backbone": "vrwkv_small_patch16_224"}
+LARGEST = {"vrwkv_tiny adapter UPerNet": 2048}  # in pixels, where memory or patience ends
 
 
-class DeiT(nn.Module):
-    """timm's deit_tiny with the feature pyramid of our plain backbone."""
+class TimmBackbone(nn.Module):
+    """A backbone of timm that returns its maps from stride 4 on."""
 
-    def __init__(self, pixels: int) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
-        self.model = timm.create_model("deit_tiny_patch16_224", img_size=pixels, num_classes=0)
-        self.pyramid = Feature2Pyramid(192, norm_cfg={"type": "BN"})
+        strides = timm.create_model(name, features_only=True).feature_info.reduction()
+        wanted = [i for i, stride in enumerate(strides) if stride >= 4]
+        self.model = timm.create_model(name, features_only=True, out_indices=wanted)
+        self.channels: list[int] = self.model.feature_info.channels()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        (last,) = self.model.forward_intermediates(x, 1, norm=True, intermediates_only=True)
-        return self.pyramid([last.contiguous(memory_format=torch.channels_last)] * 4)  # as ours
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.model(x)
 
 
-def create(name: str, pixels: int) -> Any:
+def create(name: str) -> Any:
     """A segmentor of random weights that takes pictures whole and as they are."""
     torch.manual_seed(0)
-    model = revert_sync_batchnorm(init_model(load_config(CONFIGS / SEGMENTORS[name]), device="cpu"))
-    if name == "deit_tiny":
-        model.backbone = DeiT(pixels)
-    nn.init.normal_(model.decode_head.conv_seg.weight)  # many classes, as after training
+    cfg = load_config(CONFIGS / OURS.get(name, DETAIL), {"model.backbone.init_cfg": None})
+    backbone = TimmBackbone(name) if name in PEERS else None
+    if backbone:
+        cfg.model.decode_head.in_channels = backbone.channels
+        cfg.model.decode_head.in_index = list(range(len(backbone.channels)))
+    model = revert_sync_batchnorm(init_model(cfg, device="cpu"))
+    if backbone:
+        model.backbone = backbone
+    spread_classes(model)
     model.test_cfg["mode"] = "whole"
     model.cfg.test_pipeline = [dict(type="LoadImageFromFile"), dict(type="PackSegInputs")]
     model.dataset_meta = {"classes": [str(i) for i in range(150)], "palette": [[i, i, i] for i in range(150)]}
     return model.eval()
 
 
+@torch.no_grad()
+def spread_classes(model: Any) -> None:
+    """Let random weights give many classes, as after training, by the batch norms' statistics and the last bias."""
+    last = model.decode_head.conv_seg
+    nn.init.normal_(last.weight)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    means = []
+    hook = last.register_forward_pre_hook(lambda _, inputs: means.append(inputs[0].mean((0, 2, 3))))
+    model.train()(torch.randn(2, 3, 256, 256))
+    hook.remove()
+    last.bias.copy_(-last.weight.flatten(1) @ means[0])
+
+
 def picture(pixels: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (pixels, pixels, 3), dtype=np.uint8))
 
 
+def runner(name: str, pixels: int) -> Callable[[], Any]:
+    """One picture through a segmentor, or one tensor through a bare backbone."""
+    if name in BARE:
+        model, x = timm.create_model(BARE[name], num_classes=0).eval(), torch.randn(1, 3, pixels, pixels)
+        return torch.inference_mode()(lambda: model.forward_features(x))
+    segmentor, image = create(name), picture(pixels)
+    return lambda: segment(segmentor, image)
+
+
+def multiply_adds(name: str, pixels: int) -> float:
+    """GMAC of matrix products and convolutions, without the resizing of logits."""
+    model = timm.create_model(BARE[name], num_classes=0) if name in BARE else create(name)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.to("meta").eval()(torch.empty(1, 3, pixels, pixels, device="meta"))
+    return counter.get_total_flops() / 2e9
+
+
 def check(name: str) -> None:
     """Raise if the classes differ from those of mmseg's own inference."""
-    model, image = create(name, 256), picture(256)
+    model, image = create(name), picture(256)
     wanted = inference_model(model, np.asarray(image)[..., ::-1].copy()).pred_sem_seg.data[0].numpy()
     wrong = (segment(model, image).mask != wanted).mean()
-    if wrong > 1e-3 or len(np.unique(wanted)) < 10:
+    if wrong > 1e-3 or (name in OURS and len(np.unique(wanted)) < 10):
         raise SystemExit(f"{name} is wrong: {wrong:.2%} of the pixels differ from mmseg's")
 
 
@@ -82,50 +125,53 @@ def measure_peak(name: str, pixels: int, threads: int) -> int:
     return json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-@torch.inference_mode()
+def measure_times(names: list[str], pixels: int) -> dict[str, float]:
+    """Median seconds of each; they are called in turn, so that a change of the machine's speed meets all alike."""
+    runs = {name: runner(name, pixels) for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for done in range(1 + max(2, 4096 // pixels)):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            if done:  # the first round warms up
+                times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pixels", type=int, default=2048)
+    parser.add_argument("--pixels", type=int, nargs="+", default=[512, 1024, 2048, 4096])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the CSV file")
-    parser.add_argument("--peak-of", choices=SEGMENTORS, help=argparse.SUPPRESS)
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()
     if args.peak_of:
-        segment(create(args.peak_of, args.pixels), picture(args.pixels))
+        runner(args.peak_of, args.pixels[0])()
         print(peak_memory())
         return
-    for name in SEGMENTORS:
+    for name in (*OURS, *PEERS):
         check(name)
-    images = torch.randn(1, 3, args.pixels, args.pixels)
-    times: dict[str, list[float]] = {name: [] for name in SEGMENTORS}
-    backbones = {name: create(name, args.pixels).backbone for name in SEGMENTORS}
-    for done in range(args.rounds + 1):  # in turn, so that a change of the machine's speed meets all alike
-        for name, backbone in backbones.items():
-            begin = time.perf_counter()
-            backbone(images)
-            if done:  # the first round warms up
-                times[name].append(time.perf_counter() - begin)
-    del backbones
-    medians = {name: statistics.median(values) for name, values in times.items()}
     rows = []
-    for name in SEGMENTORS:
-        ratio = medians["deit_tiny"] / medians[name]
-        gib = measure_peak(name, args.pixels, args.threads) / 2**30
-        print(f"{name:20} backbone {medians[name]:7.2f} s   {ratio:5.2f} x as fast as DeiT   peak {gib:.2f} GiB")
-        rows.append(
-            {
-                "backbone": name,
-                "shape": f"1x3x{args.pixels}x{args.pixels}",
-                "dtype": "float32",
-                "backbone_seconds": f"{medians[name]:.3f}",
-                "times_as_fast_as_deit": f"{ratio:.2f}",
-                "segmentor_peak_gib": f"{gib:.3f}",
-                **machine("cpu"),
-            }
-        )
+    for pixels in args.pixels:
+        names = [name for name in (*OURS, *BARE, *PEERS) if pixels <= LARGEST.get(name, pixels)]
+        print(f"{pixels} px")
+        for name, seconds in measure_times(names, pixels).items():
+            gmac = multiply_adds(name, pixels)
+            gib = measure_peak(name, pixels, args.threads) / 2**30
+            print(f"  {name:28} {seconds:8.3f} s   {gmac:8.1f} GMAC   peak {gib:.2f} GiB", flush=True)
+            rows.append(
+                {
+                    "model": name,
+                    "pixels": pixels,
+                    "dtype": "float32",
+                    "seconds": f"{seconds:.3f}",
+                    "gmac": f"{gmac:.1f}",
+                    "peak_gib": f"{gib:.3f}",
+                    **machine("cpu"),
+                }
+            )
     print(write_rows("segmentation", rows, args.output))
 
 
