@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vrwkv.ops import _extension, bi_wkv, q_shift, q_shift_mix, sigmoid_gate, squared_relu, use_backend
+from vrwkv.ops import _extension, bi_wkv, q_shift, q_shift_mix, sigmoid_gate, squared_relu, use_backend, wkv6
 
 pytestmark = pytest.mark.skipif("cpu" not in _extension.NATIVE_DEVICES, reason="the compiled ops are not built")
 
@@ -12,7 +12,9 @@ pytestmark = pytest.mark.skipif("cpu" not in _extension.NATIVE_DEVICES, reason="
 def all_ops(x: Tensor) -> Tensor:
     mix = torch.full_like(x[0, 0], 0.3)
     x = q_shift(x, (2, 3)) + q_shift_mix(x, [mix], (2, 3))[0]
-    return sigmoid_gate(squared_relu(x), bi_wkv(mix, mix, x, x))
+    heads = x.unflatten(-1, (2, 4))
+    y = bi_wkv(mix, mix, x, x) + wkv6(heads, heads, heads, heads, heads[0, 0]).flatten(-2)
+    return sigmoid_gate(squared_relu(x), y)
 
 
 def kernels_in(function, x: Tensor) -> set[str]:
@@ -30,7 +32,7 @@ def kernels_in(function, x: Tensor) -> set[str]:
     return names
 
 
-ALL = {"bi_wkv", "q_shift", "q_shift_mix", "sigmoid_gate", "squared_relu"}
+ALL = {"bi_wkv", "q_shift", "q_shift_mix", "sigmoid_gate", "squared_relu", "wkv6"}
 
 
 def test_chooses_for_every_op():

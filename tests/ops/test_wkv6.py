@@ -10,6 +10,7 @@ from vrwkv.ops._wkv6 import reference
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SHAPES = [  # (B, T, H, N)
     (3, 1, 2, 8), (2, 2, 1, 40), (1, 31, 2, 64), (1, 64, 1, 80), (2, 65, 1, 16), (1, 196, 2, 40), (1, 257, 1, 64),
+    (4, 37, 5, 12),  # sequences enough to be taken one way and then the other
 ]  # fmt: skip
 
 
@@ -42,6 +43,30 @@ def test_forward_and_gradients(device, shape, dtype):
         assert_close(actual, wanted, BACKWARD, dtype, scale=scale), name
 
 
+@pytest.mark.parametrize("tokens, head_size", [(1024, 64), (4300, 8)])
+def test_gradients_of_long_sequences(device, tokens, head_size):
+    inputs = make_inputs(1, tokens, 1, head_size, device=device)
+    some = [0, head_size // 2, head_size - 1]
+    grad = torch.zeros_like(inputs[2])  # columns of the state are independent of each other
+    grad[..., some] = torch.randn(1, tokens, 1, 3, generator=torch.Generator().manual_seed(1)).to(grad)
+
+    def columns(r, k, v, w, u):
+        return reference.wkv6(r, k, v[..., some], w, u)
+
+    wanted = gradients(columns, inputs, grad[..., some])
+    actual = gradients(wkv6, [x.float() for x in inputs], grad.float())
+    for name, a, b in zip(NAMES, actual, wanted, strict=True):
+        assert_close(a, b, BACKWARD, torch.float32), name
+
+
+@pytest.mark.parametrize("decay", [-12.0, -8.0, -4.0])
+def test_equal_decays_do_not_add_up_their_rounding(device, decay):
+    r, k, v, w, u = make_inputs(1, 4096, 1, 8, device=device)
+    inputs = [r.abs(), k.abs(), v, torch.full_like(w, decay), u]
+    wanted = reference.wkv6(*inputs)
+    assert_close(wkv6(*(x.float() for x in inputs)), wanted, FORWARD, torch.float32)
+
+
 @pytest.mark.parametrize("tokens", [2, 31, 196])
 def test_extreme_decays(device, tokens):
     case = make_case(2, tokens, 1, 24, "extreme")
@@ -63,14 +88,28 @@ def test_any_decay_gives_finite_results(device):
         assert all(x.isfinite().all() for x in gradients(wkv6, [r, k, v, w, u], grad))
 
 
+def test_a_decay_that_vanishes_has_no_gradient(device):
+    grad, r, k, v, w, u = (x.to(device) for x in make_case(1, 70, 1, 16).to(torch.float32))
+    for value in (5.0, 20.0, 60.0, float("inf")):
+        w = torch.full_like(w, value)
+        assert not gradients(wkv6, [r, k, v, w, u], grad)[3].any(), value
+
+
 @pytest.mark.parametrize("tokens", [1, 7, 70])
 def test_gradcheck(device, tokens):
     inputs = [x.requires_grad_() for x in make_inputs(1, tokens, 2, 3, device=device)]
     assert torch.autograd.gradcheck(wkv6, inputs, fast_mode=tokens > 10)
 
 
-def test_same_bits_on_repetition_and_for_any_thread_count(device):
-    inputs = [x.float() for x in make_inputs(1, 600, 2, 16, device=device)]
+def test_opcheck(native):
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = [x.to(native).requires_grad_() for x in make_case(2, 6, 2, 5).to(dtype)[1:]]
+        torch.library.opcheck(torch.ops.vrwkv.wkv6.default, inputs)
+
+
+@pytest.mark.parametrize("batch, tokens", [(1, 600), (9, 70)])
+def test_same_bits_on_repetition_and_for_any_thread_count(device, batch, tokens):
+    inputs = [x.float() for x in make_inputs(batch, tokens, 2, 16, device=device)]
     grad = torch.randn(inputs[0].shape, device=device)
     threads = torch.get_num_threads()
     results = []
@@ -137,6 +176,29 @@ def test_wrong_input(device, change, error, words):
     for word in ["wkv6:", *words]:
         assert word in str(caught.value)
     assert caught.value.__context__ is None  # what the kernel said is not shown too
+
+
+def test_operators_called_directly_check_their_input(native):
+    x, u = torch.zeros(2, 4, 2, 3, device=native), torch.zeros(2, 3, device=native)
+    ops = torch.ops.vrwkv
+    for call, words in [
+        (lambda: ops.wkv6(x, x, x, x, u.T), "wkv6: u must have shape (H, N) = (2, 3) to match r, got (3, 2)"),
+        (lambda: ops.wkv6(x, x, x, x, u.double()), "wkv6: u must have dtype torch.float32, got torch.float64"),
+        (lambda: ops.wkv6(x, x, x, x[:1], u), "wkv6: w must have the shape of r, (2, 4, 2, 3), got (1, 4, 2, 3)"),
+        (
+            lambda: ops._wkv6_backward(x[:1], x, x, x, x, u),
+            "_wkv6_backward: grad must have the shape of r, (2, 4, 2, 3), got (1, 4, 2, 3)",
+        ),
+    ]:
+        with pytest.raises(RuntimeError) as caught:
+            call()
+        assert str(caught.value) == words
+
+
+def test_wrong_input_without_data(native):
+    x = torch.zeros(2, 4, 2, 3, device="meta")
+    with pytest.raises(RuntimeError, match=r"u must have shape \(H, N\) = \(2, 3\)"):
+        wkv6(x, x, x, x, x[0, 0].T)
 
 
 def test_autocast_keeps_the_given_dtype(device):

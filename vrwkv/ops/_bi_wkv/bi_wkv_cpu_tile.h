@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../common/cpu_convert.h"
+#include "../common/cpu_memory.h"
 
 namespace vrwkv {
 
@@ -137,15 +138,6 @@ class Ahead {
   static constexpr int64_t kGroup = 12;
   int64_t channels_, size_, offset_, column_;
 };
-
-// Memory of one thread for the tiles it works on, kept from call to call.
-template <typename acc_t>
-acc_t* scratch_memory(int64_t size) {
-  thread_local std::vector<acc_t> memory;
-  constexpr int64_t kAlign = 64 / sizeof(acc_t);
-  if (static_cast<int64_t>(memory.size()) < size + kAlign) memory.resize(size + kAlign);
-  return memory.data() + (-(reinterpret_cast<uintptr_t>(memory.data()) / sizeof(acc_t)) & (kAlign - 1));
-}
 
 // Call function(item) for the items whose block is fast.
 template <typename acc_t, typename Function>

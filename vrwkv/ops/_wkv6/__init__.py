@@ -1,8 +1,9 @@
 """The bidirectional RWKV-6 recurrence of VRWKV6 (arXiv 2404.05892, section 4; arXiv 2403.02308)."""
 
+import torch
 from torch import Tensor
 
-from vrwkv.ops import _checks
+from vrwkv.ops import _checks, _extension
 from vrwkv.ops._wkv6 import torch_impl
 
 __all__ = ["wkv6"]
@@ -37,8 +38,7 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
     """
     _checks.check_tensors("wkv6", r=r, k=k, v=v, w=w, u=u)
     u = _checks.accumulated(u, r)
-    _check(r, k, v, w, u)
-    return torch_impl.wkv6(r, k, v, w, u)
+    return _extension.call("wkv6", torch_impl.wkv6, _check, r, r, k, v, w, u)
 
 
 def _check(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor) -> None:
@@ -47,7 +47,30 @@ def _check(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor) -> None:
         raise RuntimeError(f"wkv6: r must have shape (B, T, H, N), got {tuple(r.shape)}")
     for name, tensor in (("k", k), ("v", v), ("w", w)):
         _checks.check_same("wkv6", name, tensor, "r", r)
+    _checks.check_device("wkv6", "u", u, "r", r)
     _checks.check_floating("wkv6", "u", u)
     if u.shape != r.shape[2:]:
         raise RuntimeError(f"wkv6: u must have shape (H, N) = {tuple(r.shape[2:])} to match r, got {tuple(u.shape)}")
-    _checks.check_device("wkv6", "u", u, "r", r)
+
+
+if _extension.NATIVE_DEVICES:
+
+    @torch.library.register_fake("vrwkv::wkv6")
+    def _(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
+        _check(r, k, v, w, u)
+        return torch.empty_like(r, memory_format=torch.contiguous_format)
+
+    @torch.library.register_fake("vrwkv::_wkv6_backward")
+    def _(
+        grad: Tensor, r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        tokens = torch.empty_like(r, memory_format=torch.contiguous_format)
+        return tokens, torch.empty_like(tokens), torch.empty_like(tokens), torch.empty_like(tokens), torch.empty_like(u)
+
+    def _setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs)
+
+    def _backward(ctx, grad: Tensor):
+        return torch.ops.vrwkv._wkv6_backward.default(grad, *ctx.saved_tensors)
+
+    torch.library.register_autograd("vrwkv::wkv6", _backward, setup_context=_setup_context)

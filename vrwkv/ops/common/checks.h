@@ -86,6 +86,14 @@ inline void check_same(const char* op, Name name, const Tensor& tensor, const ch
   }
 }
 
+// Refuses a dtype that sums over `tokens` are not taken in.
+inline void check_accumulated(const char* op, Name name, const Tensor& tensor, const Tensor& tokens) {
+  const ScalarType dtype = tokens.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  if (tensor.scalar_type() != dtype) {
+    refuse(op, ": ", name, " must have dtype ", name_of(dtype), ", got ", name_of(tensor.scalar_type()));
+  }
+}
+
 inline void check_per_channel(const char* op, Name name, const Tensor& tensor, const char* tokens_name,
                               const Tensor& tokens) {
   check_device(op, name, tensor, tokens_name, tokens);
@@ -94,10 +102,7 @@ inline void check_per_channel(const char* op, Name name, const Tensor& tensor, c
     refuse(op, ": ", name, " must have shape (C,) = (", tokens.size(2), ",) to match ", tokens_name, ", got ",
            shape_of(tensor));
   }
-  const ScalarType dtype = tokens.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  if (tensor.scalar_type() != dtype) {
-    refuse(op, ": ", name, " must have dtype ", name_of(dtype), ", got ", name_of(tensor.scalar_type()));
-  }
+  check_accumulated(op, name, tensor, tokens);
 }
 
 inline std::vector<Tensor> contiguous_all(const std::vector<Tensor>& tensors) {
