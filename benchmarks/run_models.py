@@ -1,4 +1,4 @@
-"""Times whole models beside their own GEMMs and beside DeiT, forward and training, and takes peak memory.
+"""Times models of both families beside their own GEMMs and beside DeiT, forward and training, and takes peak memory.
 
 python benchmarks/run_models.py [--short] [--device cpu|cuda] [--threads 2]
 
@@ -32,20 +32,23 @@ from torch import Tensor, nn
 import vrwkv  # noqa: F401
 from vrwkv.ops import use_backend
 
-PAIRS = {"vrwkv_tiny_patch16_224": "deit_tiny_patch16_224", "vrwkv_small_patch16_224": "deit_small_patch16_224"}
-FORWARD = [  # model, batch, pixels; the first two are the short set
-    ("vrwkv_tiny_patch16_224", 8, 224),
-    ("vrwkv_tiny_patch16_224", 1, 512),
-    ("vrwkv_tiny_patch16_224", 1, 1024),
-    ("vrwkv_tiny_patch16_224", 1, 2048),
-    ("vrwkv_small_patch16_224", 8, 224),
-    ("vrwkv_small_patch16_224", 1, 512),
-    ("vrwkv_small_patch16_224", 1, 1024),
+FORWARD = [  # size, batch, pixels; the first two are the short set
+    ("tiny", 8, 224),
+    ("tiny", 1, 512),
+    ("tiny", 1, 1024),
+    ("tiny", 1, 2048),
+    ("small", 8, 224),
+    ("small", 1, 512),
+    ("small", 1, 1024),
 ]
-TRAIN = [("vrwkv_tiny_patch16_224", 8, 224), ("vrwkv_tiny_patch16_224", 1, 1024)]
+TRAIN = COMPILED = [("tiny", 8, 224), ("tiny", 1, 1024)]
 MEMORY_MODES = ("forward", "training", "training, checkpointed")
-COMPILED = [("vrwkv_tiny_patch16_224", 8, 224), ("vrwkv_tiny_patch16_224", 1, 1024)]
 BFLOAT16 = FORWARD[:4]
+
+
+def models_of(size: str) -> list[str]:
+    """Both families and DeiT, in the order of the rows."""
+    return [f"{family}_{size}_patch16_224" for family in ("vrwkv", "vrwkv6", "deit")]
 
 
 def create(name: str, pixels: int, device: str) -> nn.Module:
@@ -163,12 +166,13 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
 
     def measure(mode: str, case: tuple[str, int, int], functions: dict[str, Callable[[], Any]]) -> None:
-        name, batch, pixels = case
+        size, batch, pixels = case
+        name, *peers = models_of(size)
         times = interleaved_medians(functions, args.device, 3.0 if args.short else 12.0)
         print(f"{mode}, {batch} x {pixels} px")
         for label, seconds in times.items():
             memory = {"peak_tensors_mebibytes": "", "peak_process_mebibytes": ""}
-            if mode in MEMORY_MODES and label in (name, PAIRS[name]) and args.device == "cpu" and not args.short:
+            if mode in MEMORY_MODES and label in (name, *peers) and args.device == "cpu" and not args.short:
                 memory = measure_memory(mode, label, batch, pixels, args.threads)
             ratio, peaks = seconds / times[name], " / ".join(filter(None, memory.values()))
             line = f"  {label:40} {seconds * 1e3:10.2f} ms  {ratio:7.3f} x {name}"
@@ -190,35 +194,37 @@ def main() -> None:
     def images(batch: int, pixels: int) -> Tensor:
         return torch.randn(batch, 3, pixels, pixels, device=args.device)
 
-    for name in PAIRS:
+    def create_all(size: str, pixels: int) -> dict[str, nn.Module]:
+        return {name: create(name, pixels, args.device) for name in models_of(size)}
+
+    for name in models_of("tiny")[:2] + models_of("small")[:2]:
         check(name, 224, args.device)
     for case in FORWARD[:2] if args.short else FORWARD:
-        name, batch, pixels = case
-        model, x = create(name, pixels, args.device), images(batch, pixels)
-        peer = create(PAIRS[name], pixels, args.device)
-        functions = {name: forward(model, x), PAIRS[name]: forward(peer, x), f"{name} GEMMs": gemms(model, x)}
+        size, batch, pixels = case
+        models, x = create_all(size, pixels), images(batch, pixels)
+        functions = {name: forward(model, x) for name, model in models.items()}
+        functions |= {f"{name} GEMMs": gemms(model, x) for name, model in models.items() if name.startswith("vrwkv")}
         measure("forward", case, {label: torch.inference_mode()(function) for label, function in functions.items()})
     if not args.short:
         for case in BFLOAT16 if has_bfloat16(args.device) else ():
-            name, batch, pixels = case
-            model, x = create(name, pixels, args.device), images(batch, pixels)
-            peer = create(PAIRS[name], pixels, args.device)
-            functions = {name: forward(model, x), f"{name} bf16": forward(model, x, autocast=True)}
-            functions[f"{PAIRS[name]} bf16"] = forward(peer, x, autocast=True)
+            size, batch, pixels = case
+            models, x = create_all(size, pixels), images(batch, pixels)
+            first, model = next(iter(models.items()))
+            functions = {first: forward(model, x)}
+            functions |= {f"{name} bf16": forward(model, x, autocast=True) for name, model in models.items()}
             measure("forward, bf16", case, functions)
         for case in COMPILED:
-            name, batch, pixels = case
+            size, batch, pixels = case
             torch.compiler.reset()
-            model, x = create(name, pixels, args.device), images(batch, pixels)
-            peer = create(PAIRS[name], pixels, args.device)
-            functions = {name: forward(model, x)}
-            functions[f"{name} compiled"] = forward(torch.compile(model), x)
-            functions[f"{PAIRS[name]} compiled"] = forward(torch.compile(peer), x)
+            models, x = create_all(size, pixels), images(batch, pixels)
+            first, model = next(iter(models.items()))
+            functions = {first: forward(model, x)}
+            functions |= {f"{name} compiled": forward(torch.compile(model), x) for name, model in models.items()}
             measure("forward, compiled", case, functions)
         for mode in ("training", "training, checkpointed"):
             for case in TRAIN:
-                name, batch, pixels = case
-                models = {n: create(n, pixels, args.device) for n in (name, PAIRS[name])}
+                size, batch, pixels = case
+                models = create_all(size, pixels)
                 for model in models.values():
                     model.set_grad_checkpointing(mode.endswith("checkpointed"))
                 measure(mode, case, {n: training_step(model, images(batch, pixels)) for n, model in models.items()})
@@ -236,7 +242,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    names = [name for pair in PAIRS.items() for name in pair]
+    names = models_of("tiny") + models_of("small")
     for label in names + [f"{name} bf16" for name in names]:
         mode = "forward, bf16" if label.endswith("bf16") else "forward"
         mine = [row for row in rows if row["mode"] == mode and row["model"] == label]
