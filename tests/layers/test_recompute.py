@@ -1,3 +1,4 @@
+import gc
 from contextlib import contextmanager
 
 import pytest
@@ -173,6 +174,32 @@ def test_again_and_twice(case):
 
     for actual, wanted in zip(second_order(through(*case)), second_order(plain(*case)), strict=True):
         torch.testing.assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_all_is_freed_without_the_garbage_collector(case, checkpointed):
+    """By the backward pass, and where there is none by dropping the loss."""
+    x, scale, first, second, function = case
+    storages = []
+
+    def run(x, scale):
+        with recomputed(function, x, scale) as (a, b):
+            c, d = first(a), second(b)
+            y = c * d.tanh()
+        storages.extend(StorageWeakRef(tensor.untyped_storage()) for tensor in (x, a, b, c, d))
+        return y.square().sum()
+
+    gc.collect()
+    gc.disable()
+    try:
+        for backward in (True, False):
+            loss = checkpoint(run, x * 2, scale, use_reentrant=False) if checkpointed else run(x * 2, scale)
+            if backward:
+                loss.backward()
+            del loss
+            assert storages and all(storage.expired() for storage in storages)
+    finally:
+        gc.enable()
 
 
 def test_inside_a_checkpoint(case):

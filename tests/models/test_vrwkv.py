@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import vrwkv  # noqa: F401
 from vrwkv.layers import channel_mix
+from vrwkv.ops import _extension
 
 CONFIGS = {  # tag, weights, input size, classes
     "test_vrwkv": ("untrained", None, 64, 1000),
@@ -225,6 +226,35 @@ def test_drop_path_rises_with_depth_until_both_mixes_are_dropped() -> None:
     assert [getattr(block.drop_path, "drop_prob", 0.0) for block in model.blocks] == [0, 0.5, 1]
     _, (_, second, third) = model.forward_intermediates(torch.randn(2, 3, 64, 64))
     torch.testing.assert_close(third, second, rtol=0, atol=0)
+
+
+def kept_for_the_backward_pass(model: nn.Module, images: Tensor) -> int:
+    """Bytes of all tensors that autograd keeps, parameters left out."""
+    kept = {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage  # which must live on, or its place would be taken
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(images)
+    return sum(storage.nbytes() for place, storage in kept.items() if place not in own)
+
+
+@pytest.mark.parametrize("name", ["vrwkv_tiny_patch16_224", "vrwkv6_tiny_patch16_224"])
+def test_training_keeps_less_than_deit(name: str) -> None:
+    if not _extension.NATIVE_DEVICES:
+        pytest.skip("pure torch keeps what its many steps make")
+    images = torch.randn(1, 3, 224, 224)
+    ours, deit = (
+        kept_for_the_backward_pass(timm.create_model(each, depth=3), images) for each in (name, "deit_tiny_patch16_224")
+    )
+    assert ours < deit
+    assert (
+        ours < (3 * 15 + 7) * 196 * 192 * 4
+    )  # 15 tensors of all tokens in a block; images, ln0, norm and their statistics
 
 
 # Features

@@ -10,6 +10,7 @@ A block of VRWKV or VRWKV6 keeps 15 tensors of the size of its tokens, (B, T, C)
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,27 +52,29 @@ def _keeping_recipe(result: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
     def pack(tensor: Tensor) -> Callable[[], Tensor]:
         place, version = places.get(tensor.untyped_storage().data_ptr(), (None, None))
         if place is not None and tensor._version == version:
-            view = tensor.size(), tensor.stride(), tensor.storage_offset()
-            return lambda: _output(node, place).as_strided(*view)
+            return partial(_output, node, place, tensor.size(), tensor.stride(), tensor.storage_offset())
         # As if there were no hooks of ours: outer ones see it, and autograd notices changes in place.
         hooks.__exit__()
         try:
             with torch.enable_grad():
-                kept: Any = _Keep.apply(anchor, tensor)
+                kept: Any = _Keep.apply(anchor, tensor.detach())  # with its history it would hold its own node
         finally:
             hooks.__enter__()
         return lambda: kept.grad_fn.saved_tensors[0]
 
-    hooks = saved_tensors_hooks(pack, lambda unpack: unpack())
-    with hooks:
-        yield result
+    hooks: Any = saved_tensors_hooks(pack, lambda unpack: unpack())
+    try:
+        with hooks:
+            yield result
+    finally:
+        hooks = None  # they and `pack` hold each other until the garbage collector comes
 
 
-def _output(node: Any, place: int) -> Tensor:
-    """Result number ``place`` of the function's node, once; all are computed when the first is asked for."""
+def _output(node: Any, place: int, *view: Any) -> Tensor:
+    """A view of result number ``place`` of the function's node, once; the first that is asked for computes them all."""
     if node.again is None or place not in node.again.outputs:
         node.again = _Again(node.function, node.saved_tensors, node.needs_input_grad[1:])
-    return node.again.outputs.pop(place)
+    return node.again.outputs.pop(place).as_strided(*view)
 
 
 def _recorded(inputs: tuple[Any, ...]) -> bool:
