@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
+from vrwkv.ops._extension import is_transformed
+
 
 def recomputed(
     function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
@@ -78,8 +80,8 @@ def _output(node: Any, place: int, *view: Any) -> Tensor:
 
 
 def _recorded(inputs: tuple[Any, ...]) -> bool:
-    """Whether autograd records what is done with the inputs; not for compilers, tracing and ``torch.func``."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+    """Whether autograd records what is done with the inputs; not for compilers, tracing and forward mode."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or is_transformed():
         return False
     return not torch.jit.is_tracing() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
 

@@ -6,12 +6,13 @@ optional: a device without a kernel takes the pure-torch implementation of each 
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _BACKENDS = ("auto", "torch")
@@ -82,8 +83,16 @@ def use_backend(backend: str) -> Iterator[None]:
 
 
 def is_native(tensor: torch.Tensor) -> bool:
-    """Whether the ops run native kernels on ``tensor``."""
-    return _backend == "auto" and tensor.device.type in NATIVE_DEVICES
+    """Whether the ops run native kernels on ``tensor``.
+
+    The kernels know no forward mode and no transforms of ``torch.func``, which would take them for constant.
+    """
+    return _backend == "auto" and tensor.device.type in NATIVE_DEVICES and not is_transformed()
+
+
+def is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` or forward mode is active."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def call(
@@ -102,3 +111,31 @@ def call(
         return getattr(torch.ops.vrwkv, name).default(*arguments)
     check(*arguments)
     return torch_impl(*arguments)
+
+
+def register_autograd(name: str, torch_impl: Callable[..., torch.Tensor]) -> None:
+    """Let the op ``_<name>_backward(grad, *inputs)`` be the backward pass of ``<name>(*inputs)``, all of them tensors.
+
+    Where the gradients shall be differentiable themselves they are those of ``torch_impl``.
+    """
+    backward_op = getattr(torch.ops.vrwkv, f"_{name}_backward").default
+
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        if torch.is_grad_enabled():
+            return differentiable_gradients(torch_impl, ctx.saved_tensors, grad)
+        return backward_op(grad, *ctx.saved_tensors)
+
+    torch.library.register_autograd(f"vrwkv::{name}", backward, setup_context=setup_context)
+
+
+def differentiable_gradients(
+    function: Callable[..., Any], inputs: Sequence[torch.Tensor], grads: Any
+) -> tuple[Any, ...]:
+    """Gradients of ``function`` in ``inputs``, None where none is needed, that autograd can differentiate again."""
+    inputs = [x.view_as(x) for x in inputs]  # one tensor may be given twice
+    needed = [x for x in inputs if x.requires_grad]
+    found = iter(torch.autograd.grad(function(*inputs), needed, grads, create_graph=True, materialize_grads=True))
+    return tuple(next(found) if x.requires_grad else None for x in inputs)

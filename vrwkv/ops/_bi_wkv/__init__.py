@@ -28,7 +28,7 @@ def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
         v: values, ``(B, T, C)``, of ``k``'s dtype and device.
 
     Returns:
-        ``(B, T, C)`` in ``k``'s dtype. Sums are taken in fp32 (fp64 for fp64 input). Differentiable once in every
+        ``(B, T, C)`` in ``k``'s dtype. Sums are taken in fp32 (fp64 for fp64 input). Differentiable in every
         argument; gradients are the same bits on every run and for any number of threads.
 
     Raises:
@@ -59,10 +59,4 @@ if _extension.NATIVE_DEVICES:
         tokens = torch.empty_like(k, memory_format=torch.contiguous_format)
         return torch.empty_like(w), torch.empty_like(u), tokens, torch.empty_like(tokens)
 
-    def _setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs)
-
-    def _backward(ctx, grad: Tensor):
-        return torch.ops.vrwkv._bi_wkv_backward.default(grad, *ctx.saved_tensors)
-
-    torch.library.register_autograd("vrwkv::bi_wkv", _backward, setup_context=_setup_context)
+    _extension.register_autograd("bi_wkv", torch_impl.bi_wkv)

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vrwkv.ops import _checks, _extension
 from vrwkv.ops._gating import torch_impl
@@ -54,7 +53,8 @@ def squared_relu(x: Tensor, inplace: bool = False) -> Tensor:
     """
     _checks.check_tensors("squared_relu", x=x)
     wants_gradient = torch.is_grad_enabled() and x.requires_grad
-    inplace = inplace and x.is_contiguous() and not torch.compiler.is_compiling()  # a compiler plans memory by itself
+    # A compiler plans memory by itself, and torch.jit.trace knows no functions of our own.
+    inplace = inplace and x.is_contiguous() and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
     if not _extension.is_native(x):
         _check_square(x)
         return x.relu_().square_() if inplace and not wants_gradient else torch_impl.squared_relu(x)
@@ -99,19 +99,17 @@ if _extension.NATIVE_DEVICES:
     def _(grad: Tensor, y: Tensor) -> Tensor:
         return _like(y)
 
-    def _save_inputs(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs)
-
     def _save_output(ctx, inputs, output) -> None:
         ctx.save_for_backward(output)
 
-    def _gate_backward(ctx, grad: Tensor):
-        return torch.ops.vrwkv._sigmoid_gate_backward.default(grad, *ctx.saved_tensors)
-
     def _square_backward(ctx, grad: Tensor):
-        return torch.ops.vrwkv._squared_relu_backward.default(grad, *ctx.saved_tensors)
+        (y,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again: 2 relu(x), without the infinite slope of a root at 0
+            positive = y > 0
+            return grad * torch.where(positive, 2 * torch.where(positive, y, 1).sqrt(), 0)
+        return torch.ops.vrwkv._squared_relu_backward.default(grad, y)
 
-    torch.library.register_autograd("vrwkv::sigmoid_gate", _gate_backward, setup_context=_save_inputs)
+    _extension.register_autograd("sigmoid_gate", torch_impl.sigmoid_gate)
     torch.library.register_autograd("vrwkv::squared_relu", _square_backward, setup_context=_save_output)
 
     class _SquaredReluInPlace(torch.autograd.Function):
@@ -123,6 +121,5 @@ if _extension.NATIVE_DEVICES:
             return x
 
         @staticmethod
-        @once_differentiable
         def backward(ctx, grad: Tensor) -> Tensor:
             return _square_backward(ctx, grad)

@@ -18,7 +18,7 @@ def low_rank(h: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
         offset: ``(C,)``, floating.
 
     Returns:
-        ``(B, T, C)`` in ``h``'s dtype, computed in fp32 (fp64 for fp64 input), differentiable once in every argument.
+        ``(B, T, C)`` in ``h``'s dtype, computed in fp32 (fp64 for fp64 input), differentiable in every argument.
 
     Raises:
         TypeError: an argument is no tensor.
@@ -40,7 +40,7 @@ def low_rank_mix(x: Tensor, y: Tensor, h: Tensor, matrices: Tensor, offsets: Ten
         offsets: ``(J, C)``, floating: shares of ``y`` that do not depend on the tokens.
 
     Returns:
-        J tensors ``(B, T, C)`` in ``x``'s dtype, computed in fp32 (fp64 for fp64 input), differentiable once in every
+        J tensors ``(B, T, C)`` in ``x``'s dtype, computed in fp32 (fp64 for fp64 input), differentiable in every
         argument.
 
     Raises:

@@ -1,5 +1,7 @@
 """What VRWKV6 does to the output of its recurrence: a norm in each head and a gate (arXiv 2404.05892, section 4.1)."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ def norm_gate(y: Tensor, g: Tensor, weight: Tensor, bias: Tensor, eps: float = 1
         eps: what is added to the variance.
 
     Returns:
-        ``(B, T, H * N)`` in ``y``'s dtype, computed in fp32 (fp64 for fp64 input), differentiable once in every tensor.
+        ``(B, T, H * N)`` in ``y``'s dtype, computed in fp32 (fp64 for fp64 input), differentiable in every tensor.
 
     Raises:
         TypeError: an argument is no tensor.
@@ -58,7 +60,10 @@ if _extension.NATIVE_DEVICES:
         ctx.save_for_backward(*tensors)
 
     def _backward(ctx, grad: Tensor):
-        y, g, weight, bias = ctx.saved_tensors
-        return *torch_impl.norm_gate_backward(grad, y, g, weight, bias, ctx.eps), None
+        inputs = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            function = partial(torch_impl.norm_gate, eps=ctx.eps)
+            return *_extension.differentiable_gradients(function, inputs, grad), None
+        return *torch_impl.norm_gate_backward(grad, *inputs, ctx.eps), None
 
     torch.library.register_autograd("vrwkv::norm_gate", _backward, setup_context=_setup)

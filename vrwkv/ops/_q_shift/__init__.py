@@ -170,6 +170,13 @@ if _extension.NATIVE_DEVICES:
     def _mix_backward(ctx, grads: list[Tensor | None]):
         x, *mixes = ctx.saved_tensors
         grads = [torch.zeros_like(x) if grad is None else grad for grad in grads]
+        if torch.is_grad_enabled():  # to be differentiated again
+
+            def mix_tokens(x: Tensor, *mixes: Tensor) -> list[Tensor]:
+                return torch_impl.q_shift_mix(x, mixes, *ctx.arguments)
+
+            grad_x, *grad_mixes = _extension.differentiable_gradients(mix_tokens, (x, *mixes), grads)
+            return grad_x, grad_mixes, *(None for _ in ctx.arguments)
         grad_x, grad_mixes = torch.ops.vrwkv._q_shift_mix_backward.default(grads, x, mixes, *ctx.arguments)
         return grad_x, grad_mixes, None, None, None, None, None
 

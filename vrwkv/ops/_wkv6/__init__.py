@@ -29,7 +29,7 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
         u: bonus of the token itself, ``(H, N)``. It may have another floating dtype than ``r``.
 
     Returns:
-        ``(B, T, H, N)`` in ``r``'s dtype. Sums are taken in fp32 (fp64 for fp64 input). Differentiable once in every
+        ``(B, T, H, N)`` in ``r``'s dtype. Sums are taken in fp32 (fp64 for fp64 input). Differentiable in every
         argument; gradients are the same bits on every run and for any number of threads.
 
     Raises:
@@ -67,10 +67,4 @@ if _extension.NATIVE_DEVICES:
         tokens = torch.empty_like(r, memory_format=torch.contiguous_format)
         return tokens, torch.empty_like(tokens), torch.empty_like(tokens), torch.empty_like(tokens), torch.empty_like(u)
 
-    def _setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs)
-
-    def _backward(ctx, grad: Tensor):
-        return torch.ops.vrwkv._wkv6_backward.default(grad, *ctx.saved_tensors)
-
-    torch.library.register_autograd("vrwkv::wkv6", _backward, setup_context=_setup_context)
+    _extension.register_autograd("wkv6", torch_impl.wkv6)
