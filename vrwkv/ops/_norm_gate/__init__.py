@@ -64,6 +64,7 @@ if _extension.NATIVE_DEVICES:
         if torch.is_grad_enabled():  # to be differentiated again
             function = partial(torch_impl.norm_gate, eps=ctx.eps)
             return *_extension.differentiable_gradients(function, inputs, grad), None
-        return *torch_impl.norm_gate_backward(grad, *inputs, ctx.eps), None
+        y, g, weight, bias = inputs
+        return *torch_impl.norm_gate_backward(grad, y, g, weight, bias, ctx.eps), None
 
     torch.library.register_autograd("vrwkv::norm_gate", _backward, setup_context=_setup)

@@ -127,7 +127,9 @@ struct Backward {
       for (int64_t t = last_chunk; t >= first; t -= length) {
         const acc_t* const state = states + (t - first) / length * state_size();
         run_chunk(sequence, chunk, t, std::min(length, last - t), state, grad_state, grad_turned, add);
-        for (int64_t n = 0; n < shape.size; ++n) grad_u[index * shape.size + n] += chunk.grad_u[n];
+        if (!backwards) {  // the other direction, which may run at the same time, has no part in it
+          for (int64_t n = 0; n < shape.size; ++n) grad_u[index * shape.size + n] += chunk.grad_u[n];
+        }
       }
     }
   }
