@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 
 def resize_pos_embed(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
@@ -16,7 +17,8 @@ def resize_pos_embed(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tup
     Returns:
         ``(1, H' * W', C)`` in the same dtype, computed in fp32 or better; ``pos_embed`` itself for an equal grid.
     """
-    if old_grid == new_grid:
+    # A compiler resizes to a grid that it does not know, and once more to an equal one, which changes nothing.
+    if statically_known_true(old_grid[0] == new_grid[0]) and statically_known_true(old_grid[1] == new_grid[1]):
         return pos_embed
     grid = pos_embed.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)  # (1, C, H, W)
     grid = grid.to(torch.promote_types(pos_embed.dtype, torch.float32))

@@ -13,7 +13,7 @@ from timm.models import build_model_with_cfg, checkpoint, clean_state_dict
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from vrwkv.layers import Block, ChannelMix, resize_pos_embed
+from vrwkv.layers import Block, ChannelMix, compiled_layout, resize_pos_embed
 from vrwkv.runtime.checkpoint import convert_on_load, unwrap
 
 __all__ = ["VisionRWKVBase", "build_model", "checkpoint_filter_fn", "make_cfg"]
@@ -236,7 +236,7 @@ class VisionRWKVBase(nn.Module):
 
     def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens ``(B, T, C)`` of the images ``x (B, in_chans, H, W)`` before ``ln0``, and their patch resolution."""
-        x = self.patch_embed(x)
+        x = self.patch_embed(compiled_layout(x))
         _, height, width, _ = x.shape
         x = x.flatten(1, 2)  # (B, T, C)
         return x + resize_pos_embed(self.pos_embed, self.grid_size, (height, width)), (height, width)

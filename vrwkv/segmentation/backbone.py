@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
+import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmseg.models.necks import Feature2Pyramid
@@ -11,6 +12,7 @@ from mmseg.registry import MODELS
 from timm.models import model_entrypoint
 from torch import Tensor
 
+from vrwkv.layers import compiled_layout
 from vrwkv.models import VisionRWKVBase
 from vrwkv.runtime.checkpoint import convert_on_load
 from vrwkv.runtime.errors import nearest
@@ -83,14 +85,27 @@ class VRWKVBackbone(BaseModule):
         """
         height, width = x.shape[-2:]
         multiple = max(PATCH, *self.strides)
-        maps = self.forward_padded(F.pad(x, (0, -width % multiple, 0, -height % multiple)))
+        right, below = _ceil_div(width, multiple) * multiple - width, _ceil_div(height, multiple) * multiple - height
+        maps = self.forward_padded(compiled_layout(F.pad(x, (0, right, 0, below))))
         return tuple(
-            y[..., : -(-height // stride), : -(-width // stride)] for y, stride in zip(maps, self.strides, strict=True)
+            _crop(y, _ceil_div(height, stride), _ceil_div(width, stride))
+            for y, stride in zip(maps, self.strides, strict=True)
         )
 
     def forward_padded(self, x: Tensor) -> tuple[Tensor, ...]:
         """The maps of images ``(B, 3, H, W)``, H and W multiples of a patch and of the largest stride."""
         raise NotImplementedError
+
+
+def _ceil_div(size: int, divisor: int) -> int:
+    # Of all ways to write it the one that compilers can simplify where the size is a symbol.
+    return (size + divisor - 1) // divisor
+
+
+def _crop(maps: Tensor, height: int, width: int) -> Tensor:
+    if torch.compiler.is_compiling():  # it would ask of a view whether it is the whole, and note the answer
+        return F.pad(maps, (0, width - maps.shape[3], 0, height - maps.shape[2]))
+    return maps[..., :height, :width]
 
 
 _RESIZED_BY = {4: "upsample_4x", 8: "upsample_2x", 16: "identity", 32: "downsample_2x"}

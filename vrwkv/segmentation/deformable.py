@@ -121,7 +121,9 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).unflatten(-1, (self.num_heads, *places, 2))  # in pixels of their map
         weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1))
         weights = weights.softmax(-1).unflatten(-1, places)
-        sizes = query.new_tensor([(width, height) for height, width in shapes], dtype=centres.dtype)
+        # Not one tensor from a list: torch.export would take the sizes for constants.
+        sizes = torch.stack([centres.new_full((), side) for height, width in shapes for side in (width, height)])
+        sizes = sizes.unflatten(0, (-1, 2))
         locations = centres[:, None, None, None] + offsets / sizes[:, None]
         sampled = sample_values(value, shapes, locations, weights)
         return self.output_proj(sampled.to(query.dtype))

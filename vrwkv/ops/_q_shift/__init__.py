@@ -41,7 +41,7 @@ def _is_integer(size: Any) -> bool:
 
 def _check_grid(op: str, x: Tensor, height: int, width: int, heads: int) -> None:
     _checks.check_tokens(op, "x", x)
-    if height * width != x.shape[1] or min(height, width) < 0:
+    if height * width != x.shape[1] or height < 0 or width < 0:
         raise RuntimeError(
             f"{op}: patch_resolution (H, W) must satisfy H * W = T = {x.shape[1]}, got {(height, width)} "
             f"for x of shape {tuple(x.shape)}"
