@@ -26,22 +26,14 @@ struct Arguments {
   int64_t rank, channels;
 };
 
-// tanh(x) for a block: (1 - e) / (1 + e) with e = exp(-2 |x|), and below 1/8, where that cancels, its series.
+// tanh(x) for a block: -m / (2 + m) with m = e^(-2 |x|) - 1.
 template <typename acc_t, int Bytes>
 VRWKV_INLINE Lanes<acc_t, Bytes> tanh(const Lanes<acc_t, Bytes>& x) {
   using L = Lanes<acc_t, Bytes>;
-  constexpr double kSeries[] = {1,          -1. / 3,         2. / 15,          -17. / 315,
-                                62. / 2835, -1382. / 155925, 21844. / 6081075, -929569. / 638512875};
-  const L one = L::all(1), square = x * x;
-  const L e = exp(L::all(-2) * max(L::all(0) - x, x)), far = (one - e) / (one + e);
-  L near = L::all(kSeries[7]);
-  for (int i = 6; i >= 0; --i) near = near * square + L::all(kSeries[i]);
-  near = near * x;
+  const L zero = L::all(0), m = decay_of(L::all(-2) * max(zero - x, x)).minus_one;
+  const L magnitude = (zero - m) / (L::all(2) + m);
   L result;
-  for (int i = 0; i < L::kVectors; ++i) {
-    const auto signed_far = x.part[i] < 0 ? -far.part[i] : far.part[i];
-    result.part[i] = square.part[i] < acc_t(1. / 64) ? near.part[i] : signed_far;
-  }
+  for (int i = 0; i < L::kVectors; ++i) result.part[i] = x.part[i] < 0 ? -magnitude.part[i] : magnitude.part[i];
   return result;
 }
 
