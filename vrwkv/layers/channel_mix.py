@@ -69,5 +69,5 @@ class ChannelMix(Mix):
 
     def _in_pieces(self, x: Tensor) -> bool:
         """Whether to hold the hidden values, the largest tensor, piece by piece: for large images at inference."""
-        traced = torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy)
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy)
         return not (traced or torch.is_grad_enabled()) and x.shape[1] > PIECE

@@ -116,7 +116,7 @@ def call(
 def register_autograd(name: str, torch_impl: Callable[..., torch.Tensor]) -> None:
     """Let the op ``_<name>_backward(grad, *inputs)`` be the backward pass of ``<name>(*inputs)``, all of them tensors.
 
-    Where the gradients shall be differentiable themselves they are those of ``torch_impl``.
+    Where its kernel cannot serve, gradients are those of ``torch_impl``.
     """
     backward_op = getattr(torch.ops.vrwkv, f"_{name}_backward").default
 
@@ -124,18 +124,31 @@ def register_autograd(name: str, torch_impl: Callable[..., torch.Tensor]) -> Non
         ctx.save_for_backward(*inputs)
 
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        if torch.is_grad_enabled():
-            return differentiable_gradients(torch_impl, ctx.saved_tensors, grad)
-        return backward_op(grad, *ctx.saved_tensors)
+        if has_native_backward(grad):
+            return backward_op(grad, *ctx.saved_tensors)
+        return differentiable_gradients(torch_impl, ctx.saved_tensors, grad)
 
     torch.library.register_autograd(f"vrwkv::{name}", backward, setup_context=setup_context)
+
+
+def has_native_backward(*grads: torch.Tensor) -> bool:
+    """Whether kernels may compute a backward pass for ``grads``.
+
+    They may not with ``create_graph``, in forward mode, under ``torch.func`` and with ``is_grads_batched``.
+    """
+    if torch.is_grad_enabled() or is_transformed():
+        return False
+    return not any(torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)
 
 
 def differentiable_gradients(
     function: Callable[..., Any], inputs: Sequence[torch.Tensor], grads: Any
 ) -> tuple[Any, ...]:
-    """Gradients of ``function`` in ``inputs``, None where none is needed, that autograd can differentiate again."""
-    inputs = [x.view_as(x) for x in inputs]  # one tensor may be given twice
-    needed = [x for x in inputs if x.requires_grad]
-    found = iter(torch.autograd.grad(function(*inputs), needed, grads, create_graph=True, materialize_grads=True))
+    """Gradients of ``function`` in ``inputs``, None where none is needed, by torch ops alone."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        inputs = [x.view_as(x) for x in inputs]  # one tensor may be given twice
+        needed = [x for x in inputs if x.requires_grad]
+        outputs = function(*inputs)
+    found = iter(torch.autograd.grad(outputs, needed, grads, create_graph=create_graph, materialize_grads=True))
     return tuple(next(found) if x.requires_grad else None for x in inputs)

@@ -104,10 +104,10 @@ if _extension.NATIVE_DEVICES:
 
     def _square_backward(ctx, grad: Tensor):
         (y,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again: 2 relu(x), without the infinite slope of a root at 0
-            positive = y > 0
-            return grad * torch.where(positive, 2 * torch.where(positive, y, 1).sqrt(), 0)
-        return torch.ops.vrwkv._squared_relu_backward.default(grad, y)
+        if _extension.has_native_backward(grad):
+            return torch.ops.vrwkv._squared_relu_backward.default(grad, y)
+        positive = y > 0  # 2 relu(x), without the infinite slope of a root at 0
+        return grad * torch.where(positive, 2 * torch.where(positive, y, 1).sqrt(), 0)
 
     _extension.register_autograd("sigmoid_gate", torch_impl.sigmoid_gate)
     torch.library.register_autograd("vrwkv::squared_relu", _square_backward, setup_context=_save_output)

@@ -108,12 +108,16 @@ if _extension.NATIVE_DEVICES:
         ctx.save_for_backward(*inputs)
 
     def _low_rank_backward(ctx, grad: Tensor):
-        return torch_impl.low_rank_backward(grad, *ctx.saved_tensors[:2])
+        if _extension.has_native_backward(grad):
+            return torch_impl.low_rank_backward(grad, *ctx.saved_tensors[:2])
+        return _extension.differentiable_gradients(torch_impl.low_rank, ctx.saved_tensors, grad)
 
     def _mix_backward(ctx, grads: list[Tensor | None]):
-        x, y, h, matrices, offsets = ctx.saved_tensors
-        given = [torch.zeros_like(x) if grad is None else grad for grad in grads]
-        return torch_impl.low_rank_mix_backward(given, x, y, h, matrices, offsets)
+        inputs = ctx.saved_tensors
+        given = [torch.zeros_like(inputs[0]) if grad is None else grad for grad in grads]
+        if _extension.has_native_backward(*given):
+            return torch_impl.low_rank_mix_backward(given, *inputs)
+        return _extension.differentiable_gradients(torch_impl.low_rank_mix, inputs, given)
 
     torch.library.register_autograd("vrwkv::low_rank", _low_rank_backward, setup_context=_save_inputs)
     torch.library.register_autograd("vrwkv::low_rank_mix", _mix_backward, setup_context=_save_inputs)

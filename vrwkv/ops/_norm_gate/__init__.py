@@ -60,11 +60,10 @@ if _extension.NATIVE_DEVICES:
         ctx.save_for_backward(*tensors)
 
     def _backward(ctx, grad: Tensor):
-        inputs = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
-            function = partial(torch_impl.norm_gate, eps=ctx.eps)
-            return *_extension.differentiable_gradients(function, inputs, grad), None
-        y, g, weight, bias = inputs
-        return *torch_impl.norm_gate_backward(grad, y, g, weight, bias, ctx.eps), None
+        y, g, weight, bias = inputs = ctx.saved_tensors
+        if _extension.has_native_backward(grad):
+            return *torch_impl.norm_gate_backward(grad, y, g, weight, bias, ctx.eps), None
+        function = partial(torch_impl.norm_gate, eps=ctx.eps)
+        return *_extension.differentiable_gradients(function, inputs, grad), None
 
     torch.library.register_autograd("vrwkv::norm_gate", _backward, setup_context=_setup)

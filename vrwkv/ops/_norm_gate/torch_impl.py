@@ -8,7 +8,9 @@ from torch import Tensor
 def norm_gate(y: Tensor, g: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """``y (B, T, H, N)`` and ``g (B, T, C)`` with ``weight, bias (C,)`` in fp32 or fp64; returns ``(B, T, C)``."""
     normal = F.layer_norm(y.to(weight.dtype), y.shape[3:], eps=eps).flatten(2)
-    return (torch.addcmul(bias, normal, weight) * F.silu(g.to(weight.dtype))).to(g.dtype)
+    gate = g.to(weight.dtype)
+    # Not F.silu, whose gradient knows no forward mode.
+    return (torch.addcmul(bias, normal, weight) * (gate * torch.sigmoid(gate))).to(g.dtype)
 
 
 def norm_gate_backward(

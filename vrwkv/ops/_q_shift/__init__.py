@@ -159,8 +159,9 @@ if _extension.NATIVE_DEVICES:
 
     def _shift_backward(ctx, grad: Tensor):
         height, width, shift_pixel, *groups = ctx.arguments
+        shift = torch.ops.vrwkv.q_shift.default if _extension.is_native(grad) else torch_impl.q_shift
         # The adjoint of a shift that drops what leaves the grid is the shift the other way.
-        grad_x = torch.ops.vrwkv.q_shift.default(grad, height, width, -shift_pixel, *groups)
+        grad_x = shift(grad, height, width, -shift_pixel, *groups)
         return grad_x, None, None, None, None, None
 
     def _setup_mix(ctx, inputs, output) -> None:
@@ -169,15 +170,15 @@ if _extension.NATIVE_DEVICES:
 
     def _mix_backward(ctx, grads: list[Tensor | None]):
         x, *mixes = ctx.saved_tensors
-        grads = [torch.zeros_like(x) if grad is None else grad for grad in grads]
-        if torch.is_grad_enabled():  # to be differentiated again
+        given = [torch.zeros_like(x) if grad is None else grad for grad in grads]
+        if _extension.has_native_backward(*given):
+            grad_x, grad_mixes = torch.ops.vrwkv._q_shift_mix_backward.default(given, x, mixes, *ctx.arguments)
+        else:
 
             def mix_tokens(x: Tensor, *mixes: Tensor) -> list[Tensor]:
                 return torch_impl.q_shift_mix(x, mixes, *ctx.arguments)
 
-            grad_x, *grad_mixes = _extension.differentiable_gradients(mix_tokens, (x, *mixes), grads)
-            return grad_x, grad_mixes, *(None for _ in ctx.arguments)
-        grad_x, grad_mixes = torch.ops.vrwkv._q_shift_mix_backward.default(grads, x, mixes, *ctx.arguments)
+            grad_x, *grad_mixes = _extension.differentiable_gradients(mix_tokens, (x, *mixes), given)
         return grad_x, grad_mixes, None, None, None, None, None
 
     torch.library.register_autograd("vrwkv::q_shift", _shift_backward, setup_context=_setup_shift)

@@ -16,13 +16,13 @@ def q_shift(x: Tensor, height: int, width: int, shift_pixel: int, channel_gamma:
     sizes = [end - begin for begin, end in pairwise(bounds)]
     grid = x.reshape(batch, height, width, heads, size)
     left, right, above, below, rest = grid.split([*sizes, size - bounds[4]], dim=-1)
-    s = shift_pixel
+    before, after = max(shift_pixel, 0), max(-shift_pixel, 0)  # the adjoint shifts by a negative number
     shifted = torch.cat(
         [
-            F.pad(left, (0, 0, 0, 0, s, 0))[:, :, :width],
-            F.pad(right, (0, 0, 0, 0, 0, s))[:, :, s:],
-            F.pad(above, (0, 0, 0, 0, 0, 0, s, 0))[:, :height],
-            F.pad(below, (0, 0, 0, 0, 0, 0, 0, s))[:, s:],
+            F.pad(left, (0, 0, 0, 0, before, after))[:, :, after : after + width],
+            F.pad(right, (0, 0, 0, 0, after, before))[:, :, before : before + width],
+            F.pad(above, (0, 0, 0, 0, 0, 0, before, after))[:, after : after + height],
+            F.pad(below, (0, 0, 0, 0, 0, 0, after, before))[:, before : before + height],
             rest,
         ],
         dim=-1,
