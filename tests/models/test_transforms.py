@@ -52,7 +52,10 @@ def test_forward_mode(model, images, direction):
     assert_slope(jacobian.flatten(2) @ direction.flatten(), wanted)
 
 
-def test_second_derivatives(model, images, direction):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_second_derivatives(model, images, direction, checkpointing):
+    model.set_grad_checkpointing(checkpointing)
+
     def gradient(x, create_graph=False):
         x = x.clone().requires_grad_()
         return x, torch.autograd.grad(model(x).square().sum(), x, create_graph=create_graph)[0]
@@ -60,6 +63,14 @@ def test_second_derivatives(model, images, direction):
     x, first = gradient(images, create_graph=True)
     (second,) = torch.autograd.grad((first * direction).sum(), x)
     assert_slope(second, slope(lambda x: gradient(x)[1], images, direction))
+    model.set_grad_checkpointing(False)
+
+
+def test_torch_names_what_it_cannot_do_with_checkpoints(model, images):
+    model.set_grad_checkpointing(True)
+    with pytest.raises(RuntimeError, match="don't yet support saved tensor hooks"):
+        grad(lambda x: model(x).sum())(images)
+    model.set_grad_checkpointing(False)
 
 
 def test_gradients_of_each_sample(model, images):

@@ -75,8 +75,13 @@ def _keeping_recipe(result: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
 def _output(node: Any, place: int, *view: Any) -> Tensor:
     """A view of result number ``place`` of the function's node, once; the first that is asked for computes them all."""
     if node.again is None or place not in node.again.outputs:
-        node.again = _Again(node.function, node.saved_tensors, node.needs_input_grad[1:])
+        node.again = _Again(node.function, _saved(node), node.needs_input_grad[1:])
     return node.again.outputs.pop(place).as_strided(*view)
+
+
+def _saved(node: Any) -> Sequence[Tensor]:
+    """What the function's node keeps. A checkpoint hands it out once in a backward pass."""
+    return node.saved_tensors if node.again is None else node.again.saved
 
 
 def _recorded(inputs: tuple[Any, ...]) -> bool:
@@ -110,9 +115,10 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():  # gradients of the gradients are wanted
-            again = _Again(ctx.function, ctx.saved_tensors, needed, attached=True)
+            again = _Again(ctx.function, _saved(ctx), needed, attached=True)
         else:
-            again, ctx.again = ctx.again or _Again(ctx.function, ctx.saved_tensors, needed), None
+            again = ctx.again or _Again(ctx.function, _saved(ctx), needed)
+        ctx.again = None
         return None, *again.gradients(grads)
 
 
@@ -133,6 +139,7 @@ class _Again:
         needed: Sequence[bool],
         attached: bool = False,
     ) -> None:
+        self.saved = inputs
         if not attached:
             inputs = [x.detach().requires_grad_(wanted) for x, wanted in zip(inputs, needed, strict=True)]
         with torch.enable_grad():
