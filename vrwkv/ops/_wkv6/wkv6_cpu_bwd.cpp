@@ -1,5 +1,6 @@
 // The RWKV-6 recurrence on the CPU, backward: against either direction from chunk to chunk, with the gradient of the
-// state behind the chunk and the state before it. The states before are computed again, for kSegment chunks at a time.
+// state behind the chunk and the state before it. The states before are computed
+// again: those at the start of each block of tokens first, then, a block at a time, those of its chunks.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -11,8 +12,6 @@
 
 namespace vrwkv {
 namespace {
-
-constexpr int64_t kSegment = 64;  // chunks
 
 // The transposed state behind a chunk, from that before it; k becomes k_out.
 template <typename acc_t, int64_t kWidth>
@@ -57,9 +56,10 @@ struct BackwardChunk {
 
     const Matrix<acc_t> grad{chunk.grad, width, 1}, v{chunk.v, width, 1}, keys{chunk.k_out, width, 1};
     const int64_t tokens = chunk.tokens, size = chunk.size;
-    multiply_into<acc_t, Bytes>(chunk.grad_r, tokens, width, grad, {state, width, 1}, size, true);
-    multiply_into<acc_t, Bytes>(chunk.grad_k, tokens, width, v, {grad_turned, width, 1}, size, true);
+    multiply_into<acc_t, Bytes>(chunk.ahead, chunk.grad_r, tokens, width, grad, {state, width, 1}, size, true);
+    multiply_into<acc_t, Bytes>(chunk.ahead, chunk.grad_k, tokens, width, v, {grad_turned, width, 1}, size, true);
     each_product<acc_t, Bytes>(tokens, width, [&](auto product, int64_t i, int64_t j) __attribute__((always_inline)) {
+      chunk.ahead->ask();
       product.clear();
       product.add(keys.from(i, 0), Matrix<acc_t>{grad_state, width, 1}.from(0, j), size);
       product.add(Matrix<acc_t>{chunk.weights, 1, kChunk}.from(i, i), grad.from(i, j), tokens - i);
@@ -77,6 +77,7 @@ struct BackwardChunk {
       decay.minus_one.store(growth + n);
     }
     each_product<acc_t, Bytes>(width, width, [&](auto product, int64_t n, int64_t j) __attribute__((always_inline)) {
+      chunk.ahead->ask();
       product.clear();
       product.add(Matrix<acc_t>{chunk.r_in, 1, width}.from(n, 0), grad.from(0, j), tokens);
       product.each([&](int64_t row, int64_t column, const L& sum) __attribute__((always_inline)) {
@@ -101,7 +102,8 @@ struct Backward {
   int64_t width() const { return row_width<acc_t>(shape); }
   int64_t state_size() const { return width() * width(); }
 
-  void sweep(int64_t index, bool backwards, int64_t begin, int64_t end, acc_t* grad_state, bool add) const {
+  void run_tokens(int64_t index, bool backwards, int64_t begin, int64_t end, const acc_t* start, acc_t* grad_state,
+                  bool add) const {
     const Sequence sequence(shape, index, backwards);
     acc_t* memory = nullptr;
     GradientChunk<acc_t> chunk = make_chunk(&memory);
@@ -110,54 +112,58 @@ struct Backward {
     std::copy_n(u + sequence.head * shape.size, shape.size, u_row.begin());
     if (!backwards) chunk.u = u_row.data();
 
-    const int64_t length = chunk_length(end - begin), segment = kSegment * length;
-    const int64_t segments = (end - begin + segment - 1) / segment;
-    std::vector<acc_t> starts(segments * state_size());  // the state at the start of each segment
-    advance(sequence, chunk, 0, begin, length, starts.data(), starts.data());
-    for (int64_t i = 1; i < segments; ++i) {
-      acc_t* const start = &starts[i * state_size()];
-      std::copy_n(start - state_size(), state_size(), start);
-      advance(sequence, chunk, begin + (i - 1) * segment, begin + i * segment, length, start, start);
-    }
-    for (int64_t i = segments - 1; i >= 0; --i) {
-      const int64_t first = begin + i * segment, last = std::min(first + segment, end);
-      const int64_t last_chunk = first + (last - first - 1) / length * length;
-      std::copy_n(&starts[i * state_size()], state_size(), states);
-      advance(sequence, chunk, first, last_chunk, length, states, nullptr);
-      for (int64_t t = last_chunk; t >= first; t -= length) {
-        const acc_t* const state = states + (t - first) / length * state_size();
-        run_chunk(sequence, chunk, t, std::min(length, last - t), state, grad_state, grad_turned, add);
-        if (!backwards) {  // the other direction, which may run at the same time, has no part in it
-          for (int64_t n = 0; n < shape.size; ++n) grad_u[index * shape.size + n] += chunk.grad_u[n];
-        }
+    const int64_t length = chunk_length(end - begin, kChunk), last = begin + (end - begin - 1) / length * length;
+    std::copy_n(start, state_size(), states);
+    advance(sequence, chunk, begin, last, length, states, state_size());
+    for (int64_t first = last; first >= begin; first -= length) {
+      const acc_t* const state = states + (first - begin) / length * state_size();
+      run_chunk(sequence, chunk, first, std::min(length, end - first), length, state, grad_state, grad_turned, add);
+      if (!backwards) {  // the other direction, which may run at the same time, has no part in it
+        for (int64_t n = 0; n < shape.size; ++n) grad_u[index * shape.size + n] += chunk.grad_u[n];
       }
     }
   }
 
-  // The states from token `begin` to `end`, chunk by chunk: each behind the one before, or all in the place of `fixed`.
+  // `end_state` receives the state at token `end` from that at token `begin`.
+  void run_states(int64_t index, bool backwards, int64_t begin, int64_t end, const acc_t* start,
+                  acc_t* end_state) const {
+    acc_t* memory = nullptr;
+    GradientChunk<acc_t> chunk = make_chunk(&memory);
+    std::copy_n(start, state_size(), end_state);
+    advance(Sequence(shape, index, backwards), chunk, begin, end, chunk_length(end - begin, kChunk), end_state, 0);
+  }
+
+  // From the state at token `begin` to that at `end`, chunk by chunk, each `step` elements behind the one before.
   void advance(const Sequence& sequence, GradientChunk<acc_t>& chunk, int64_t begin, int64_t end, int64_t length,
-               acc_t* state, acc_t* fixed) const {
+               acc_t* state, int64_t step) const {
     using Function = void (*)(const Chunk<acc_t>&, const acc_t*, acc_t*);
     static const Function general = Dispatch<StateChunk<acc_t, 0>, const Chunk<acc_t>&, const acc_t*, acc_t*>::pick();
     static const Function usual = Dispatch<StateChunk<acc_t, 64>, const Chunk<acc_t>&, const acc_t*, acc_t*>::pick();
     for (int64_t t = begin; t < end; t += length) {
-      load_chunk(r, k, v, w, sequence, t, std::min(length, end - t), chunk);
-      acc_t* const behind = fixed ? fixed : state + state_size();
-      (chunk.width == 64 ? usual : general)(chunk, state, behind);
-      state = behind;
+      load_keys(k, v, w, sequence, t, std::min(length, end - t), chunk);
+      RowsAhead ahead = rows_ahead(chunk, length, 0, 0);
+      for (const scalar_t* tensor : {k, v, w}) ask_for(ahead, tensor, sequence, t + length, shape.size);
+      chunk.ahead = &ahead;
+      (chunk.width == 64 ? usual : general)(chunk, state, state + step);
+      state += step;
     }
   }
 
-  void run_chunk(const Sequence& sequence, GradientChunk<acc_t>& chunk, int64_t first, int64_t count,
+  void run_chunk(const Sequence& sequence, GradientChunk<acc_t>& chunk, int64_t first, int64_t count, int64_t length,
                  const acc_t* state, acc_t* grad_state, acc_t* grad_turned, bool add) const {
     using Function = void (*)(const GradientChunk<acc_t>&, const acc_t*, acc_t*, acc_t*);
     static const Function general =
         Dispatch<BackwardChunk<acc_t, 0>, const GradientChunk<acc_t>&, const acc_t*, acc_t*, acc_t*>::pick();
     static const Function usual =
         Dispatch<BackwardChunk<acc_t, 64>, const GradientChunk<acc_t>&, const acc_t*, acc_t*, acc_t*>::pick();
-    load_chunk(r, k, v, w, sequence, first, count, chunk);
+    load_keys(k, v, w, sequence, first, count, chunk);
+    load_rows(r, sequence, first, count, acc_t(0), chunk, chunk.r);
     load_rows(grad, sequence, first, count, acc_t(0), chunk, chunk.grad);
     std::fill_n(chunk.grad_u, chunk.width, acc_t(0));
+    RowsAhead ahead = rows_ahead(chunk, length, 3, 6);
+    for (const scalar_t* tensor : {grad, r, k, v, w}) ask_for(ahead, tensor, sequence, first - length, shape.size);
+    for (const acc_t* tensor : partials) ask_for(ahead, tensor, sequence, first, shape.size);
+    chunk.ahead = &ahead;
     (chunk.width == 64 ? usual : general)(chunk, state, grad_state, grad_turned);
     const acc_t* const results[] = {chunk.grad_r, chunk.grad_k, chunk.grad_v, chunk.w};
     for (int i = 0; i < 4; ++i) {
@@ -169,16 +175,17 @@ struct Backward {
     }
   }
 
-  // A chunk in the thread's memory; `*rest` receives room for a state, and for the states before kSegment chunks.
+  // A chunk in the thread's memory; `*rest` receives room for a state, and for the states before the chunks of a block.
   GradientChunk<acc_t> make_chunk(acc_t** rest) const {
     GradientChunk<acc_t> chunk{};
     chunk.width = width();
     chunk.size = shape.size;
     constexpr int64_t kSteps = 8;  // of joining blocks, at most: log2(kChunk / kGroup)
     static_assert(kGroup << kSteps >= kChunk, "chunks are joined in more steps");
+    constexpr int64_t kMost = Blocks::kBlock / kChunk + 1;  // chunks of a block
     const int64_t rows = kChunk * chunk.width, group_rows = rows / kGroup;
     acc_t* next = scratch_memory<acc_t>((10 + kSteps) * rows + (2 + kSteps) * group_rows + 2 * kChunk * kChunk +
-                                        2 * chunk.width + (1 + kSegment) * state_size());
+                                        2 * chunk.width + (1 + kMost) * state_size());
     const auto take = [&next](int64_t size) { return std::exchange(next, next + size); };
     for (acc_t** part : {&chunk.r, &chunk.k, &chunk.v, &chunk.w, &chunk.grad, &chunk.r_in, &chunk.k_out, &chunk.grad_r,
                          &chunk.grad_k, &chunk.grad_v}) {
@@ -198,10 +205,21 @@ struct Backward {
 
 template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
 void backward(const Backward<scalar_t>& call) {
-  sweep_both_ways<acc_t>(call.shape, call.state_size(), true,
-                         [&](int64_t index, bool backwards, int64_t begin, int64_t end, acc_t* state, bool add) {
-                           call.sweep(index, backwards, begin, end, state, add);
-                         });
+  const int64_t size = call.state_size(), sequences = call.shape.sequences();
+  const Blocks blocks(call.shape, true);
+  std::vector<acc_t> starts(2 * sequences * blocks.count() * size), grad_states(2 * sequences * size);
+  const auto start = [&](int64_t index, bool backwards, int64_t block) {
+    return &starts[((2 * index + backwards) * blocks.count() + block) * size];
+  };
+  blocks.each_in_order([&](int64_t index, bool backwards, int64_t block) {
+    if (block == blocks.count() - 1) return;
+    call.run_states(index, backwards, blocks.begin(block, backwards), blocks.begin(block + 1, backwards),
+                    start(index, backwards, block), start(index, backwards, block + 1));
+  });
+  blocks.each([&](int64_t index, bool backwards, int64_t block, bool add) {
+    call.run_tokens(index, backwards, blocks.begin(block, backwards), blocks.begin(block + 1, backwards),
+                    start(index, backwards, block), &grad_states[(2 * index + backwards) * size], add);
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> wkv6_backward(const Tensor& grad, const Tensor& r, const Tensor& k,

@@ -12,10 +12,11 @@
 #include <cstring>
 
 #include "../common/cpu_matmul.h"
+#include "../common/cpu_memory.h"
 
 namespace vrwkv {
 
-constexpr int64_t kChunk = 32;  // tokens; a power of two
+constexpr int64_t kChunk = 32;  // tokens, at most; a power of two
 constexpr int64_t kGroup = 4;
 
 // The memory of a chunk: rows of `width` elements, N rounded up to whole blocks of lanes, with zeros behind N.
@@ -27,6 +28,7 @@ struct Chunk {
   acc_t *r, *k, *v, *w;
   acc_t *r_in, *k_out;  // may be r and k
   acc_t* logs;          // of the decays of each block: a row for each group, the sum in that of its first group
+  RowsAhead* ahead;     // of what is loaded and stored next
   acc_t* weights;       // (kChunk, kChunk): of the token of a column for that of a row; zero from the start
 };
 
@@ -96,6 +98,7 @@ VRWKV_INLINE Lanes<acc_t, Bytes> log_decay(const Lanes<acc_t, Bytes>& w) {
 template <typename acc_t, int Bytes>
 VRWKV_INLINE void start_group(const Chunk<acc_t>& chunk, int64_t width, int64_t first) {
   using L = Lanes<acc_t, Bytes>;
+  chunk.ahead->ask();
   Dots<acc_t, Bytes, 4> dots;
   for (int64_t n = 0; n < width; n += kLanes<acc_t>) {
     const int64_t at = first * width + n;

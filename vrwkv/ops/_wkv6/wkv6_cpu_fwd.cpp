@@ -8,6 +8,9 @@
 namespace vrwkv {
 namespace {
 
+// Tokens: of a chunk the weights take a part of the time that grows with it, a state of 64 x 64 takes the same for any.
+constexpr int64_t kForwardChunk = 16;
+
 // The outputs of a chunk, in the place of w, and the state behind it. `past`: the state is not zero, `future`: it has a
 // use. kWidth: the width of the chunk, 0 for any.
 template <typename acc_t, int64_t kWidth>
@@ -23,6 +26,7 @@ struct ForwardChunk {
     const Matrix<acc_t> before{state, width, 1}, keys{chunk.k_out, 1, width};
     each_product<acc_t, Bytes>(
         chunk.tokens, width, [&](auto product, int64_t i, int64_t j) __attribute__((always_inline)) {
+          chunk.ahead->ask();
           product.clear();
           if (past) product.add(r_in.from(i, 0), before.from(0, j), chunk.size);
           product.add(weights.from(i, 0), v.from(0, j), std::min(i + product.kRows, chunk.tokens));
@@ -34,6 +38,7 @@ struct ForwardChunk {
     for (int64_t n = 0; n < width; n += kLanes<acc_t>) decay_of(L::load(growth + n)).minus_one.store(growth + n);
     each_product<acc_t, Bytes>(
         round_up(chunk.size, 4), width, [&](auto product, int64_t n, int64_t j) __attribute__((always_inline)) {
+          chunk.ahead->ask();
           product.clear();
           product.add(keys.from(n, 0), v.from(0, j), chunk.tokens);
           product.each([&](int64_t row, int64_t column, const L& sum) __attribute__((always_inline)) {
@@ -54,15 +59,20 @@ struct Forward {
   acc_t* partial;  // outputs of one direction; y where that has their type
   scalar_t* y;
 
-  void sweep(const Sequence& sequence, int64_t begin, int64_t end, acc_t* state, bool add) const {
+  void run_tokens(const Sequence& sequence, int64_t begin, int64_t end, acc_t* state, bool add) const {
     Chunk<acc_t> chunk = make_chunk();
     std::vector<acc_t> u_row(chunk.width);
     std::copy_n(u + sequence.head * shape.size, shape.size, u_row.begin());
     if (!sequence.backwards) chunk.u = u_row.data();
-    const int64_t length = chunk_length(end - begin);
+    const int64_t length = chunk_length(end - begin, kForwardChunk);
     for (int64_t first = begin; first < end; first += length) {
       const int64_t count = std::min(length, end - first);
-      load_chunk(r, k, v, w, sequence, first, count, chunk);
+      load_keys(k, v, w, sequence, first, count, chunk);
+      load_rows(r, sequence, first, count, acc_t(0), chunk, chunk.r);
+      RowsAhead ahead = rows_ahead(chunk, length, 1, 1);
+      for (const scalar_t* tensor : {r, k, v, w}) ask_for(ahead, tensor, sequence, first + length, shape.size);
+      ask_for(ahead, partial, sequence, first, shape.size);
+      chunk.ahead = &ahead;
       run_chunk(chunk, state, first > 0, first + count < shape.tokens);
       if (add) {
         store_rows(chunk.w, chunk, sequence, first, count, partial, y);
@@ -100,11 +110,13 @@ struct Forward {
 
 template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
 void forward(const Forward<scalar_t>& call) {
-  const int64_t width = row_width<acc_t>(call.shape);
-  sweep_both_ways<acc_t>(call.shape, width * width, false,
-                         [&](int64_t index, bool backwards, int64_t begin, int64_t end, acc_t* state, bool add) {
-                           call.sweep(Sequence(call.shape, index, backwards), begin, end, state, add);
-                         });
+  const int64_t sequences = call.shape.sequences(), width = row_width<acc_t>(call.shape);
+  const Blocks blocks(call.shape, false);
+  std::vector<acc_t> states(2 * sequences * width * width);
+  blocks.each([&](int64_t index, bool backwards, int64_t block, bool add) {
+    call.run_tokens(Sequence(call.shape, index, backwards), blocks.begin(block, backwards),
+                    blocks.begin(block + 1, backwards), &states[(2 * index + backwards) * width * width], add);
+  });
 }
 
 Tensor wkv6(const Tensor& r, const Tensor& k, const Tensor& v, const Tensor& w, const Tensor& u) {

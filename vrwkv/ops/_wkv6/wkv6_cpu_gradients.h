@@ -25,6 +25,7 @@ struct GradientChunk : Chunk<acc_t> {
 template <typename acc_t, int Bytes>
 VRWKV_INLINE void find_pairs(const GradientChunk<acc_t>& chunk, int64_t width) {
   for (int64_t i = 0; i < chunk.tokens; i += 4) {
+    chunk.ahead->ask();
     for (int64_t j = 0; j <= i; j += 4) {
       multiply_rows<acc_t, Bytes>(chunk.grad + i * width, chunk.v + j * width, width, chunk.pairs + i * kChunk + j,
                                   kChunk);
@@ -34,10 +35,11 @@ VRWKV_INLINE void find_pairs(const GradientChunk<acc_t>& chunk, int64_t width) {
 
 // rows += a b, or with `clear` rows = a b.
 template <typename acc_t, int Bytes>
-VRWKV_INLINE void multiply_into(acc_t* to, int64_t rows, int64_t width, const Matrix<acc_t>& a, const Matrix<acc_t>& b,
-                                int64_t count, bool clear) {
+VRWKV_INLINE void multiply_into(RowsAhead* ahead, acc_t* to, int64_t rows, int64_t width, const Matrix<acc_t>& a,
+                                const Matrix<acc_t>& b, int64_t count, bool clear) {
   each_product<acc_t, Bytes>(rows, width, [&](auto product, int64_t i, int64_t j) __attribute__((always_inline)) {
     acc_t* const at = to + i * width + j;
+    ahead->ask();
     if (clear) {
       product.clear();
     } else {
@@ -75,9 +77,9 @@ VRWKV_INLINE void split_blocks(const GradientChunk<acc_t>& chunk, int64_t width,
     right_sum.store(chunk.grad_logs + right_row + n);
   }
   const Matrix<acc_t> pairs = Matrix<acc_t>{chunk.pairs, kChunk, 1}.from(right, left);
-  multiply_into<acc_t, Bytes>(chunk.grad_r + right * width, end - right, width, pairs,
+  multiply_into<acc_t, Bytes>(chunk.ahead, chunk.grad_r + right * width, end - right, width, pairs,
                               {chunk.k_out + left * width, width, 1}, half, false);
-  multiply_into<acc_t, Bytes>(chunk.grad_k + left * width, half, width, pairs.transposed(),
+  multiply_into<acc_t, Bytes>(chunk.ahead, chunk.grad_k + left * width, half, width, pairs.transposed(),
                               {chunk.r_in + right * width, width, 1}, end - right, false);
 }
 
@@ -86,6 +88,7 @@ VRWKV_INLINE void split_blocks(const GradientChunk<acc_t>& chunk, int64_t width,
 template <typename acc_t, int Bytes>
 VRWKV_INLINE void end_group(const GradientChunk<acc_t>& chunk, int64_t width, int64_t first) {
   using L = Lanes<acc_t, Bytes>;
+  chunk.ahead->ask();
   const auto pair = [&](int i, int j) __attribute__((always_inline)) {
     return L::all(chunk.pairs[(first + i) * kChunk + first + j]);
   };

@@ -40,9 +40,9 @@ struct Sequence {
   }
 };
 
-// Tokens of each chunk but the last of some: chunks are as even as groups allow.
-inline int64_t chunk_length(int64_t tokens) {
-  const int64_t chunks = (tokens + kChunk - 1) / kChunk;
+// Tokens of each chunk but the last of some: chunks of at most `most` tokens, as even as groups allow.
+inline int64_t chunk_length(int64_t tokens, int64_t most) {
+  const int64_t chunks = (tokens + most - 1) / most;
   return round_up((tokens + chunks - 1) / chunks, kGroup);
 }
 
@@ -95,51 +95,108 @@ void store_rows(const acc_t* rows, const Chunk<acc_t>& chunk, const Sequence& se
   function(rows, chunk.width, count, chunk.size, added ? added + offset : nullptr, tensor + offset, sequence.step);
 }
 
-// Load r, k, v and w of `count` tokens; what follows has no decay and adds nothing.
+// Rows of `length` tokens to ask for in `steps` over a chunk's groups, `products` with its rows and one with a state's.
+template <typename acc_t>
+RowsAhead rows_ahead(const Chunk<acc_t>& chunk, int64_t length, int64_t steps, int64_t products) {
+  const int64_t rows = products * length + chunk.width;  // 8 of them, 32 wide, between two shares, or less
+  const int64_t times = steps * length / kGroup + rows / 8 * std::max<int64_t>(chunk.width / 32, 1);
+  return RowsAhead(length, std::max<int64_t>(times, 1));
+}
+
+template <typename scalar_t>
+void ask_for(RowsAhead& ahead, const scalar_t* tensor, const Sequence& sequence, int64_t first, int64_t size) {
+  ahead.add(tensor + sequence.offset + first * sequence.step, sequence.step, size);
+}
+
+// Load k, v and w of `count` tokens; what follows has no decay and adds nothing.
 template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
-void load_chunk(const scalar_t* r, const scalar_t* k, const scalar_t* v, const scalar_t* w, const Sequence& sequence,
-                int64_t first, int64_t count, Chunk<acc_t>& chunk) {
+void load_keys(const scalar_t* k, const scalar_t* v, const scalar_t* w, const Sequence& sequence, int64_t first,
+               int64_t count, Chunk<acc_t>& chunk) {
   chunk.tokens = round_up(count, kGroup);
-  load_rows(r, sequence, first, count, acc_t(0), chunk, chunk.r);
   load_rows(k, sequence, first, count, acc_t(0), chunk, chunk.k);
   load_rows(v, sequence, first, count, acc_t(0), chunk, chunk.v);
   load_rows(w, sequence, first, count, -std::numeric_limits<acc_t>::infinity(), chunk, chunk.w);
 }
 
-// Call sweep(index, backwards, begin, end, state, add) for all sequences in both directions, in parallel: for their
-// tokens from `begin` to `end`, which are some, in the order of the sweep, that of the direction or with `reverse` the
-// opposite one, from `state`, `state_size` values, with `add` to what the other direction has left for these tokens.
-// Many sequences are each taken one way and then the other; of few, both directions are under way at a time, and meet
-// in the middle.
-template <typename acc_t, typename Sweep>
-void sweep_both_ways(const Shape& shape, int64_t state_size, bool reverse, const Sweep& sweep) {
-  constexpr int64_t kMany = 16;
-  const int64_t tokens = shape.tokens, sequences = shape.sequences();
-  if (sequences >= kMany) {
-    torch::stable::parallel_for(0, sequences, 1, [&](int64_t begin, int64_t end) {
-      const FlushDenormals flush;
-      std::vector<acc_t> state(state_size);
-      for (int64_t i = begin; i < end; ++i) {
-        for (const bool backwards : {false, true}) {
-          std::fill(state.begin(), state.end(), acc_t(0));
-          sweep(i, backwards, 0, tokens, state.data(), backwards);
+// How the tokens of a direction are cut: into blocks, an even number of them unless one holds all.
+//
+// Many short sequences are each taken one way and then the other. Else both directions of a sequence are under way at a
+// time: each comes as far as the middle, leaving its share of the results, and then adds to what the other has left.
+// The heads of an image, whose tokens lie next to each other, go from block to block together where one thread has
+// them.
+class Blocks {
+ public:
+  static constexpr int64_t kBlock = 256;  // tokens, at most
+
+  Blocks(const Shape& shape, bool reverse) : shape_(shape), reverse_(reverse) {
+    constexpr int64_t kMany = 16;
+    if (shape.tokens > kBlock || shape.sequences() < kMany) count_ = (shape.tokens + 2 * kBlock - 1) / (2 * kBlock) * 2;
+  }
+
+  int64_t count() const { return count_; }
+  // Token, in the order of the direction, with which block i begins and block i - 1 ends.
+  int64_t begin(int64_t i, bool backwards) const {
+    return backwards ? shape_.tokens - begin(count_ - i, false) : i * shape_.tokens / count_;
+  }
+
+  // Call visit(index, backwards, block, add) for all sequences, directions and blocks, in parallel. The blocks of a
+  // direction are visited in their order, or with `reverse` from the last to the first; `add`: the other direction has
+  // been there.
+  template <typename Visit>
+  void each(const Visit& visit) const {
+    if (count_ == 1) {
+      run(shape_.sequences(), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          for (const bool backwards : {false, true}) visit(i, backwards, 0, backwards);
         }
+      });
+      return;
+    }
+    for (const bool add : {false, true}) {
+      const int64_t first = add == reverse_ ? 0 : count_ / 2;
+      each_of(first, first + count_ / 2, reverse_,
+              [&](int64_t i, bool backwards, int64_t block) { visit(i, backwards, block, add); });
+    }
+  }
+
+  // Call visit(index, backwards, block) for all of them, with the blocks of a direction in their order.
+  template <typename Visit>
+  void each_in_order(const Visit& visit) const {
+    each_of(0, count_, false, visit);
+  }
+
+ private:
+  template <typename Visit>
+  void each_of(int64_t first, int64_t last, bool reverse, const Visit& visit) const {
+    const int64_t sequences = shape_.sequences();
+    run(2 * sequences, [&](int64_t begin, int64_t end) {
+      while (begin < end) {
+        const int64_t next_image = std::min(end, (begin / shape_.heads + 1) * shape_.heads);
+        for (int64_t block = first; block < last; ++block) {
+          const int64_t which = reverse ? first + last - 1 - block : block;
+          for (int64_t i = begin; i < next_image; ++i) {
+            const bool backwards = i >= sequences;
+            if (this->begin(which, backwards) < this->begin(which + 1, backwards)) {  // or there is one token
+              visit(i % sequences, backwards, which);
+            }
+          }
+        }
+        begin = next_image;
       }
     });
-    return;
   }
-  std::vector<acc_t> states(2 * sequences * state_size);
-  for (const bool add : {false, true}) {
-    torch::stable::parallel_for(0, 2 * sequences, 1, [&](int64_t begin, int64_t end) {
+
+  template <typename Part>
+  static void run(int64_t items, const Part& part) {
+    torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
       const FlushDenormals flush;
-      for (int64_t i = begin; i < end; ++i) {
-        const bool backwards = i % 2;
-        const int64_t middle = backwards != reverse ? tokens / 2 : tokens - tokens / 2;
-        const int64_t first = reverse == add ? 0 : middle, last = reverse == add ? middle : tokens;
-        if (first < last) sweep(i / 2, backwards, first, last, states.data() + i * state_size, add);
-      }
+      part(begin, end);
     });
   }
-}
+
+  const Shape shape_;
+  const bool reverse_;
+  int64_t count_ = 1;
+};
 
 }  // namespace vrwkv

@@ -40,13 +40,16 @@ struct Product {
   // sums += a b, over `count` columns of a; the elements of a row of b are neighbours.
   VRWKV_INLINE void add(const Matrix<acc_t>& a, const Matrix<acc_t>& b, int64_t count) {
     const acc_t *a_column = a.data, *b_row = b.data;
+    int64_t row = a.row;
+    // Of strided elements with a stride that it knows GCC 12 loads whole vectors, to take one lane of each.
+    if (!(__builtin_constant_p(row) && row == 1)) asm("" : "+r"(row));
     for (int64_t k = 0; k < count; ++k, a_column += a.column, b_row += b.row) {
       L right[Blocks];
 #pragma GCC unroll 4
       for (int j = 0; j < Blocks; ++j) right[j] = L::load(b_row + j * kLanes<acc_t>);
 #pragma GCC unroll 8
       for (int i = 0; i < Rows; ++i) {
-        const L left = L::all(a_column[i * a.row]);
+        const L left = L::all(a_column[i * row]);
 #pragma GCC unroll 4
         for (int j = 0; j < Blocks; ++j) sums[i][j] = sums[i][j] + left * right[j];
       }

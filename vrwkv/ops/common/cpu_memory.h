@@ -45,4 +45,41 @@ acc_t* scratch_memory(int64_t size) {
   return memory.data() + (-(reinterpret_cast<uintptr_t>(memory.data()) / sizeof(acc_t)) & (kAlign - 1));
 }
 
+// Asks the second-level cache for rows of memory that are used soon, a share at a time between other work. Rows that
+// lie outside of their tensor do no harm.
+class RowsAhead {
+ public:
+  // `count` rows of each tensor are asked for, in `times` calls of ask.
+  RowsAhead(int64_t count, int64_t times) : count_(count), times_(times) {}
+
+  template <typename scalar_t>
+  void add(const scalar_t* first, int64_t step, int64_t size) {
+    const int64_t element = sizeof(scalar_t);
+    tensors_[tensor_count_++] = {reinterpret_cast<uintptr_t>(first), step * element, size * element};
+    share_ = (tensor_count_ * count_ + times_ - 1) / times_;
+  }
+
+  __attribute__((noinline)) void ask() {
+    for (int64_t i = 0; i < share_ && row_ < count_; ++i) {
+      const Tensor& tensor = tensors_[tensor_];
+      const char* const row = reinterpret_cast<const char*>(tensor.first + row_ * tensor.step);
+      for (int64_t byte = 0; byte < tensor.bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
+      if (++tensor_ == tensor_count_) {
+        tensor_ = 0;
+        ++row_;
+      }
+    }
+  }
+
+ private:
+  struct Tensor {
+    uintptr_t first;
+    int64_t step, bytes;
+  };
+  static constexpr int kMaxTensors = 9;
+  Tensor tensors_[kMaxTensors];
+  int tensor_count_ = 0, tensor_ = 0;
+  int64_t count_, times_, share_ = 0, row_ = 0;
+};
+
 }  // namespace vrwkv
