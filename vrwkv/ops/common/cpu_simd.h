@@ -178,12 +178,20 @@ template <typename acc_t, int Bytes, int s, int... lane>
 struct Shuffle {
   typedef acc_t Vector __attribute__((vector_size(Bytes)));
   static constexpr int kWidth = Bytes / sizeof(acc_t);
-  static VRWKV_INLINE Vector low(Vector a, Vector b) {
-    return __builtin_shufflevector(a, b, (lane & s ? kWidth + lane - s : lane)...);
+#if defined(__clang__)
+  template <int... from>
+  static VRWKV_INLINE Vector take(Vector a, Vector b) {
+    return __builtin_shufflevector(a, b, from...);
   }
-  static VRWKV_INLINE Vector high(Vector a, Vector b) {
-    return __builtin_shufflevector(a, b, (lane & s ? kWidth + lane : lane + s)...);
+#else  // which GCC knows from version 12 on
+  template <int... from>
+  static VRWKV_INLINE Vector take(Vector a, Vector b) {
+    typedef typename ExpTraits<acc_t>::Int Places __attribute__((vector_size(Bytes)));
+    return __builtin_shuffle(a, b, Places{from...});
   }
+#endif
+  static VRWKV_INLINE Vector low(Vector a, Vector b) { return take<(lane & s ? kWidth + lane - s : lane)...>(a, b); }
+  static VRWKV_INLINE Vector high(Vector a, Vector b) { return take<(lane & s ? kWidth + lane : lane + s)...>(a, b); }
 };
 
 template <typename acc_t, int Bytes, int s, int... lane>
