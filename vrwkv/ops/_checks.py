@@ -39,14 +39,19 @@ def check_device(op: str, name: str, tensor: Tensor, other_name: str, other: Ten
         raise RuntimeError(f"{op}: {name} must be on the device of {other_name}, {other.device}, got {tensor.device}")
 
 
+def check_dtype(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise unless both tensors have one dtype."""
+    if tensor.dtype != other.dtype:
+        raise RuntimeError(f"{op}: {name} must have the dtype of {other_name}, {other.dtype}, got {tensor.dtype}")
+
+
 def check_same(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     """Raise unless ``tensor`` shares device, shape and dtype with ``other``."""
     check_device(op, name, tensor, other_name, other)
     if tensor.shape != other.shape:
         raise RuntimeError(f"{op}: {name} must have the shape of {other_name}, {tuple(other.shape)}, "
                            f"got {tuple(tensor.shape)}")  # fmt: skip
-    if tensor.dtype != other.dtype:
-        raise RuntimeError(f"{op}: {name} must have the dtype of {other_name}, {other.dtype}, got {tensor.dtype}")
+    check_dtype(op, name, tensor, other_name, other)
 
 
 def check_per_channel(op: str, name: str, tensor: Tensor, tokens_name: str, tokens: Tensor) -> None:

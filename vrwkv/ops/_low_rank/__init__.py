@@ -74,8 +74,7 @@ def _check_mix(x: Tensor, y: Tensor, h: Tensor, matrices: Tensor, offsets: Tenso
             f"low_rank_mix: h must have shape (B, T, J * R) = {wanted} to match x and matrices, got {tuple(h.shape)}"
         )
     _checks.check_device("low_rank_mix", "h", h, "x", x)
-    if h.dtype != x.dtype:
-        raise RuntimeError(f"low_rank_mix: h must have the dtype of x, {x.dtype}, got {h.dtype}")
+    _checks.check_dtype("low_rank_mix", "h", h, "x", x)
     _check_parameter("low_rank_mix", "matrices", matrices, (parts, rank, x.shape[2]), "x", x)
     _check_parameter("low_rank_mix", "offsets", offsets, (parts, x.shape[2]), "matrices", matrices)
 

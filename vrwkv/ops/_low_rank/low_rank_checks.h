@@ -17,10 +17,7 @@ inline void check_parameter(const char* op, const char* name, const Tensor& tens
     refuse(op, ": ", name, " must have shape ", wanted, shape.size() == 1 ? ",)" : ")", " to match ", other_name,
            ", got ", shape_of(tensor));
   }
-  const ScalarType dtype = other.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  if (tensor.scalar_type() != dtype) {
-    refuse(op, ": ", name, " must have dtype ", name_of(dtype), ", got ", name_of(tensor.scalar_type()));
-  }
+  check_accumulated(op, name, tensor, other);
 }
 
 inline void check_low_rank(const Tensor& h, const Tensor& matrix, const Tensor& offset) {
@@ -42,9 +39,7 @@ inline void check_low_rank_mix(const Tensor& x, const Tensor& y, const Tensor& h
            matrices.size(0) * matrices.size(1), ") to match x and matrices, got ", shape_of(h));
   }
   check_device(kName, "h", h, "x", x);
-  if (h.scalar_type() != x.scalar_type()) {
-    refuse(kName, ": h must have the dtype of x, ", name_of(x.scalar_type()), ", got ", name_of(h.scalar_type()));
-  }
+  check_dtype(kName, "h", h, "x", x);
   check_parameter(kName, "matrices", matrices, {matrices.size(0), matrices.size(1), x.size(2)}, "x", x);
   check_parameter(kName, "offsets", offsets, {matrices.size(0), x.size(2)}, "matrices", matrices);
 }

@@ -40,8 +40,7 @@ def _check(y: Tensor, g: Tensor, weight: Tensor, bias: Tensor, eps: float) -> No
             f"{tuple(g.shape)}, got {tuple(y.shape)}"
         )
     _checks.check_device("norm_gate", "y", y, "g", g)
-    if y.dtype != g.dtype:
-        raise RuntimeError(f"norm_gate: y must have the dtype of g, {g.dtype}, got {y.dtype}")
+    _checks.check_dtype("norm_gate", "y", y, "g", g)
     _checks.check_per_channel("norm_gate", "weight", weight, "g", g)
     _checks.check_per_channel("norm_gate", "bias", bias, "g", g)
 

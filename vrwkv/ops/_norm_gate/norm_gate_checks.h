@@ -13,9 +13,7 @@ inline void check_norm_gate(const Tensor& y, const Tensor& g, const Tensor& weig
            shape_of(y));
   }
   check_device(kName, "y", y, "g", g);
-  if (y.scalar_type() != g.scalar_type()) {
-    refuse(kName, ": y must have the dtype of g, ", name_of(g.scalar_type()), ", got ", name_of(y.scalar_type()));
-  }
+  check_dtype(kName, "y", y, "g", g);
   check_per_channel(kName, "weight", weight, "g", g);
   check_per_channel(kName, "bias", bias, "g", g);
 }

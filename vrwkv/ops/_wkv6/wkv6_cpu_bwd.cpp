@@ -136,26 +136,19 @@ struct Backward {
   // From the state at token `begin` to that at `end`, chunk by chunk, each `step` elements behind the one before.
   void advance(const Sequence& sequence, GradientChunk<acc_t>& chunk, int64_t begin, int64_t end, int64_t length,
                acc_t* state, int64_t step) const {
-    using Function = void (*)(const Chunk<acc_t>&, const acc_t*, acc_t*);
-    static const Function general = Dispatch<StateChunk<acc_t, 0>, const Chunk<acc_t>&, const acc_t*, acc_t*>::pick();
-    static const Function usual = Dispatch<StateChunk<acc_t, 64>, const Chunk<acc_t>&, const acc_t*, acc_t*>::pick();
     for (int64_t t = begin; t < end; t += length) {
       load_keys(k, v, w, sequence, t, std::min(length, end - t), chunk);
       RowsAhead ahead = rows_ahead(chunk, length, 0, 0);
       for (const scalar_t* tensor : {k, v, w}) ask_for(ahead, tensor, sequence, t + length, shape.size);
       chunk.ahead = &ahead;
-      (chunk.width == 64 ? usual : general)(chunk, state, state + step);
+      run_for_width<StateChunk, acc_t, const Chunk<acc_t>&, const acc_t*, acc_t*>(chunk.width, chunk, state,
+                                                                                  state + step);
       state += step;
     }
   }
 
   void run_chunk(const Sequence& sequence, GradientChunk<acc_t>& chunk, int64_t first, int64_t count, int64_t length,
                  const acc_t* state, acc_t* grad_state, acc_t* grad_turned, bool add) const {
-    using Function = void (*)(const GradientChunk<acc_t>&, const acc_t*, acc_t*, acc_t*);
-    static const Function general =
-        Dispatch<BackwardChunk<acc_t, 0>, const GradientChunk<acc_t>&, const acc_t*, acc_t*, acc_t*>::pick();
-    static const Function usual =
-        Dispatch<BackwardChunk<acc_t, 64>, const GradientChunk<acc_t>&, const acc_t*, acc_t*, acc_t*>::pick();
     load_keys(k, v, w, sequence, first, count, chunk);
     load_rows(r, sequence, first, count, acc_t(0), chunk, chunk.r);
     load_rows(grad, sequence, first, count, acc_t(0), chunk, chunk.grad);
@@ -164,14 +157,11 @@ struct Backward {
     for (const scalar_t* tensor : {grad, r, k, v, w}) ask_for(ahead, tensor, sequence, first - length, shape.size);
     for (const acc_t* tensor : partials) ask_for(ahead, tensor, sequence, first, shape.size);
     chunk.ahead = &ahead;
-    (chunk.width == 64 ? usual : general)(chunk, state, grad_state, grad_turned);
+    run_for_width<BackwardChunk, acc_t, const GradientChunk<acc_t>&, const acc_t*, acc_t*, acc_t*>(
+        chunk.width, chunk, state, grad_state, grad_turned);
     const acc_t* const results[] = {chunk.grad_r, chunk.grad_k, chunk.grad_v, chunk.w};
     for (int i = 0; i < 4; ++i) {
-      if (add) {
-        store_rows(results[i], chunk, sequence, first, count, partials[i], outputs[i]);
-      } else {
-        store_rows(results[i], chunk, sequence, first, count, static_cast<const acc_t*>(nullptr), partials[i]);
-      }
+      store_share(results[i], chunk, sequence, first, count, add, partials[i], outputs[i]);
     }
   }
 

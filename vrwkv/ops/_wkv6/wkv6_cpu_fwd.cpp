@@ -73,20 +73,10 @@ struct Forward {
       for (const scalar_t* tensor : {r, k, v, w}) ask_for(ahead, tensor, sequence, first + length, shape.size);
       ask_for(ahead, partial, sequence, first, shape.size);
       chunk.ahead = &ahead;
-      run_chunk(chunk, state, first > 0, first + count < shape.tokens);
-      if (add) {
-        store_rows(chunk.w, chunk, sequence, first, count, partial, y);
-      } else {
-        store_rows(chunk.w, chunk, sequence, first, count, static_cast<const acc_t*>(nullptr), partial);
-      }
+      run_for_width<ForwardChunk, acc_t, const Chunk<acc_t>&, acc_t*, bool, bool>(chunk.width, chunk, state, first > 0,
+                                                                                  first + count < shape.tokens);
+      store_share(chunk.w, chunk, sequence, first, count, add, partial, y);
     }
-  }
-
-  static void run_chunk(const Chunk<acc_t>& chunk, acc_t* state, bool past, bool future) {
-    constexpr int64_t kWidth = 64;  // N of the published models
-    static const auto general = Dispatch<ForwardChunk<acc_t, 0>, const Chunk<acc_t>&, acc_t*, bool, bool>::pick();
-    static const auto usual = Dispatch<ForwardChunk<acc_t, kWidth>, const Chunk<acc_t>&, acc_t*, bool, bool>::pick();
-    (chunk.width == kWidth ? usual : general)(chunk, state, past, future);
   }
 
   Chunk<acc_t> make_chunk() const {

@@ -95,6 +95,27 @@ void store_rows(const acc_t* rows, const Chunk<acc_t>& chunk, const Sequence& se
   function(rows, chunk.width, count, chunk.size, added ? added + offset : nullptr, tensor + offset, sequence.step);
 }
 
+// Store results of one direction: in `partial`, or with `add` in `output`, added to what the other has left in
+// `partial`.
+template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
+void store_share(const acc_t* rows, const Chunk<acc_t>& chunk, const Sequence& sequence, int64_t first, int64_t count,
+                 bool add, acc_t* partial, scalar_t* output) {
+  if (add) {
+    store_rows(rows, chunk, sequence, first, count, partial, output);
+  } else {
+    store_rows(rows, chunk, sequence, first, count, static_cast<const acc_t*>(nullptr), partial);
+  }
+}
+
+// Run Kernel<acc_t, width>, compiled for the width that the published models have and, as 0, for any.
+template <template <typename, int64_t> class Kernel, typename acc_t, typename... Args>
+void run_for_width(int64_t width, Args... args) {
+  constexpr int64_t kUsual = 64;
+  static const auto general = Dispatch<Kernel<acc_t, 0>, Args...>::pick();
+  static const auto usual = Dispatch<Kernel<acc_t, kUsual>, Args...>::pick();
+  (width == kUsual ? usual : general)(args...);
+}
+
 // Rows of `length` tokens to ask for in `steps` over a chunk's groups, `products` with its rows and one with a state's.
 template <typename acc_t>
 RowsAhead rows_ahead(const Chunk<acc_t>& chunk, int64_t length, int64_t steps, int64_t products) {

@@ -75,15 +75,19 @@ inline void check_device(const char* op, Name name, const Tensor& tensor, const 
   }
 }
 
+inline void check_dtype(const char* op, Name name, const Tensor& tensor, const char* other_name, const Tensor& other) {
+  if (tensor.scalar_type() != other.scalar_type()) {
+    refuse(op, ": ", name, " must have the dtype of ", other_name, ", ", name_of(other.scalar_type()), ", got ",
+           name_of(tensor.scalar_type()));
+  }
+}
+
 inline void check_same(const char* op, Name name, const Tensor& tensor, const char* other_name, const Tensor& other) {
   check_device(op, name, tensor, other_name, other);
   if (!has_shape_of(tensor, other)) {
     refuse(op, ": ", name, " must have the shape of ", other_name, ", ", shape_of(other), ", got ", shape_of(tensor));
   }
-  if (tensor.scalar_type() != other.scalar_type()) {
-    refuse(op, ": ", name, " must have the dtype of ", other_name, ", ", name_of(other.scalar_type()), ", got ",
-           name_of(tensor.scalar_type()));
-  }
+  check_dtype(op, name, tensor, other_name, other);
 }
 
 // Refuses a dtype that sums over `tokens` are not taken in.

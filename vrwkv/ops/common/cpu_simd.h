@@ -109,22 +109,33 @@ struct ExpTraits<double> {
   static constexpr double kVanishing = -709.1;
 };
 
+// e^x = scale * (1 + r q) for a vector of x.
+template <typename acc_t, int Bytes>
+struct ExpTerms {
+  using Vector = typename Lanes<acc_t, Bytes>::Vector;
+  Vector r, q, scale;
+
+  VRWKV_INLINE explicit ExpTerms(const Vector& x) {
+    using Traits = ExpTraits<acc_t>;
+    typedef typename Traits::Int IntVector __attribute__((vector_size(Bytes)));
+    constexpr int kDegree = sizeof(Traits::kPolynomial) / sizeof(acc_t) - 1;
+    const Vector scaled = x * acc_t(1.4426950408889634), shifted = scaled + Traits::kRound;
+    r = scaled - (shifted - Traits::kRound);
+    q = Traits::kPolynomial[kDegree] - Vector{};
+    for (int j = kDegree - 1; j >= 1; --j) q = q * r + Traits::kPolynomial[j];
+    scale = reinterpret_cast<Vector>(reinterpret_cast<IntVector>(shifted) << Traits::kMantissa);
+  }
+};
+
 // e^x for x from kLowest to 88.3 (float) or 709.4 (double). NaN gives NaN. To the error above comes that of log2(e),
 // |x| / 9 (float) or |x| / 16 (double) units in the last place, and another |x| / 2 where the product x log2(e) is
 // rounded too: without fused multiply-add.
 template <typename acc_t, int Bytes>
 VRWKV_INLINE Lanes<acc_t, Bytes> exp_in_range(const Lanes<acc_t, Bytes>& x) {
-  using Traits = ExpTraits<acc_t>;
-  using Vector = typename Lanes<acc_t, Bytes>::Vector;
-  typedef typename Traits::Int IntVector __attribute__((vector_size(Bytes)));
-  constexpr int kDegree = sizeof(Traits::kPolynomial) / sizeof(acc_t) - 1;
   Lanes<acc_t, Bytes> result;
   for (int i = 0; i < result.kVectors; ++i) {
-    const Vector scaled = x.part[i] * acc_t(1.4426950408889634), shifted = scaled + Traits::kRound;
-    const Vector r = scaled - (shifted - Traits::kRound);
-    Vector p = Traits::kPolynomial[kDegree] - Vector{};
-    for (int j = kDegree - 1; j >= 0; --j) p = p * r + Traits::kPolynomial[j];
-    result.part[i] = p * reinterpret_cast<Vector>(reinterpret_cast<IntVector>(shifted) << Traits::kMantissa);
+    const ExpTerms<acc_t, Bytes> terms(x.part[i]);
+    result.part[i] = (terms.q * terms.r + ExpTraits<acc_t>::kPolynomial[0]) * terms.scale;
   }
   return result;
 }
@@ -143,21 +154,13 @@ struct Decay {
 // e^x and e^x - 1, each with full relative precision, for any x <= 0; below kVanishing e^x is zero. NaN gives NaN.
 template <typename acc_t, int Bytes>
 VRWKV_INLINE Decay<acc_t, Bytes> decay_of(const Lanes<acc_t, Bytes>& x) {
-  using Traits = ExpTraits<acc_t>;
-  using Vector = typename Lanes<acc_t, Bytes>::Vector;
-  typedef typename Traits::Int IntVector __attribute__((vector_size(Bytes)));
-  constexpr int kDegree = sizeof(Traits::kPolynomial) / sizeof(acc_t) - 1;
-  const Lanes<acc_t, Bytes> bounded = max(Lanes<acc_t, Bytes>::all(Traits::kVanishing), x);
+  const Lanes<acc_t, Bytes> bounded = max(Lanes<acc_t, Bytes>::all(ExpTraits<acc_t>::kVanishing), x);
   Decay<acc_t, Bytes> result;
   for (int i = 0; i < x.kVectors; ++i) {
-    const Vector scaled = bounded.part[i] * acc_t(1.4426950408889634), shifted = scaled + Traits::kRound;
-    const Vector r = scaled - (shifted - Traits::kRound);
-    Vector q = Traits::kPolynomial[kDegree] - Vector{};
-    for (int j = kDegree - 1; j >= 1; --j) q = q * r + Traits::kPolynomial[j];
-    const Vector scale = reinterpret_cast<Vector>(reinterpret_cast<IntVector>(shifted) << Traits::kMantissa);
-    const Vector growth = scale * (r * q);
-    result.value.part[i] = growth + scale;
-    result.minus_one.part[i] = growth + (scale - 1);
+    const ExpTerms<acc_t, Bytes> terms(bounded.part[i]);
+    const auto growth = terms.scale * (terms.r * terms.q);
+    result.value.part[i] = growth + terms.scale;
+    result.minus_one.part[i] = growth + (terms.scale - 1);
   }
   return result;
 }
