@@ -9,8 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from support.scripts import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +17,7 @@ def checkout(tmp_path_factory):
     """A copy of the project with an old binary in it, to build in."""
     path = tmp_path_factory.mktemp("checkout") / "vrwkv"
     ignored = (".venv", ".git", "data", "output", "build", "*.egg-info", "__pycache__", ".*_cache", "*.so")
-    shutil.copytree(ROOT, path, ignore=shutil.ignore_patterns(*ignored))
+    shutil.copytree(REPOSITORY, path, ignore=shutil.ignore_patterns(*ignored))
     (path / "vrwkv" / "_C.abi3.so").write_bytes(b"from another build")
     return path
 
@@ -38,7 +37,7 @@ def test_source_distribution_is_whole_without_cuda(checkout):
         packed = {name.partition("/")[2] for name in tar.getnames()}
     rooms = ["vrwkv", "configs", "tools", "tests", "docs", "demo", "examples", "benchmarks"]
     files = {
-        str(path.relative_to(ROOT)) for room in rooms for path in (ROOT / room).rglob("*")
+        str(path.relative_to(REPOSITORY)) for room in rooms for path in (REPOSITORY / room).rglob("*")
         if path.is_file() and path.suffix not in (".so", ".pyc")
     }  # fmt: skip
     assert {Path(name).suffix for name in files} >= {".cu", ".cuh", ".cpp", ".h", ".yaml", ".safetensors"}

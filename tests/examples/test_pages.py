@@ -8,11 +8,16 @@ from support.scripts import REPOSITORY
 from vrwkv.ops._bi_wkv import reference
 
 
-def test_operators_page() -> None:
-    page = (REPOSITORY / "docs/other_rwkv_models.md").read_text()
+def run_page(name: str) -> dict:
+    """The names that the Python on a page of ours leaves behind."""
     names: dict = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+    for block in re.findall(r"```python\n(.*?)```", (REPOSITORY / f"docs/{name}.md").read_text(), re.DOTALL):
         exec(block, names)
+    return names
+
+
+def test_operators_page() -> None:
+    names = run_page("other_rwkv_models")
     w, u = torch.randn(2, 5).unbind()
     k, v = torch.randn(2, 2, 7, 5).unbind()
     y = names["RUN_CUDA"](2, 7, 5, w / 7, u / 7, k, v)
@@ -21,9 +26,7 @@ def test_operators_page() -> None:
 
 
 def test_operators() -> None:
-    page = (REPOSITORY / "docs/operators.md").read_text()
-    names: dict = {}
-    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
+    names = run_page("operators")
     assert names["z"].shape == (2, 24 * 32, 192)
 
 
