@@ -9,10 +9,8 @@ memory is that of a fresh process that segments one picture and does nothing els
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from measure import RESULTS, keep_freed_memory, machine, peak_memory, write_rows
+from measure import RESULTS, interleaved_medians, keep_freed_memory, machine, peak_memory, write_rows
 from mmengine.model import revert_sync_batchnorm
 from mmseg.apis import inference_model, init_model
 from PIL import Image
@@ -125,19 +123,6 @@ def measure_peak(name: str, pixels: int, threads: int) -> int:
     return json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def measure_times(names: list[str], pixels: int) -> dict[str, float]:
-    """Median seconds of each; they are called in turn, so that a change of the machine's speed meets all alike."""
-    runs = {name: runner(name, pixels) for name in names}
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for done in range(1 + max(2, 4096 // pixels)):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            if done:  # the first round warms up
-                times[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pixels", type=int, nargs="+", default=[512, 1024, 2048, 4096])
@@ -157,7 +142,8 @@ def main() -> None:
     for pixels in args.pixels:
         names = [name for name in (*OURS, *BARE, *PEERS) if pixels <= LARGEST.get(name, pixels)]
         print(f"{pixels} px")
-        for name, seconds in measure_times(names, pixels).items():
+        times = interleaved_medians({name: runner(name, pixels) for name in names}, "cpu", 12.0)
+        for name, seconds in times.items():
             gmac = multiply_adds(name, pixels)
             gib = measure_peak(name, pixels, args.threads) / 2**30
             print(f"  {name:28} {seconds:8.3f} s   {gmac:8.1f} GMAC   peak {gib:.2f} GiB", flush=True)
