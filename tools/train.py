@@ -2,26 +2,27 @@
 
 python tools/train.py --config configs/classification/vrwkv_nano_digits.yaml
 torchrun --nproc_per_node=8 tools/train.py --config CONFIG --set data.root=/data/imagenet output=output/run1
+
+Exit codes: 0 done; 75 interrupted by SIGTERM, SIGUSR1 or Ctrl-C, to be started again with --resume auto; 1 an error.
 """
 
 import argparse
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vrwkv.runtime.errors import command_line
+from vrwkv.runtime.errors import Interrupted, command_line
 from vrwkv.runtime.processes import is_primary
 
 
 def resume_command(args: argparse.Namespace) -> str:
-    """The command that goes on with this run from its last.pth."""
+    """The command that goes on with this run from its newest state."""
     processes = os.environ.get("LOCAL_WORLD_SIZE")
     start = ["torchrun", f"--nproc_per_node={processes}"] if processes else ["python"]
     settings = ["--set", *args.set] if args.set else []
-    return shlex.join([*start, sys.argv[0], "--config", args.config, *settings, "--resume"])
+    return shlex.join([*start, sys.argv[0], "--config", args.config, *settings, "--resume", "auto"])
 
 
 @command_line
@@ -37,17 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="?",
         const="auto",
         metavar="auto|PATH",
-        help="go on from a checkpoint; auto (the default) takes last.pth in the output folder, if there is one",
+        help="go on from a checkpoint; auto (the default) takes the newest last.pth of the output folder, if any",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace another run's files in the output folder")
     args = parser.parse_args(argv)
     config = load_config(Config, args.config, args.set)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     try:
         best = train(config, args.resume, args.overwrite)
-    except KeyboardInterrupt:
-        message = f"interrupted; to repeat this epoch from its start and go on:\n  {resume_command(args)}"
-        raise KeyboardInterrupt(message if is_primary() else "") from None
+    except Interrupted as error:
+        message = f"interrupted by {error}; to go on:\n  {resume_command(args)}"
+        raise Interrupted(message if is_primary() else "") from None
     if is_primary():
         print(f"best checkpoint  {best}\ntraining curves  {Path(config.output) / 'curves.png'}")
     return 0

@@ -258,7 +258,7 @@ def test_unwritable_output(tmp_path, train, train_args, error):
 
 def test_earlier_run_is_not_overwritten(run, train, train_args, error):
     before = (run / "last.pth").read_bytes()
-    assert "holds an earlier run (last.pth, best.pth, summary.csv, curves.png): add --resume" in error(
+    assert "holds an earlier run (last.pth, last.1.pth, best.pth, summary.csv, curves.png): add --resume" in error(
         train, train_args(run)
     )
     assert (run / "last.pth").read_bytes() == before

@@ -1,9 +1,7 @@
 """Loaders: what the keys of `data` and `augment` do to the pictures."""
 
 import os
-import random
 import signal
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,11 +13,12 @@ from vrwkv.classification.config import AugmentConfig, DataConfig
 from vrwkv.classification.data import (
     FolderDataset,
     ImageFolder,
-    _seed_worker,
+    _init_worker,
     create_eval_loader,
     create_train_loader,
     share_of,
 )
+from vrwkv.classification.task import create_mixing
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import World
 
@@ -58,11 +57,8 @@ def train_batches(root, batch_size=8, picture=None, settings=None, **augment):
         write(root, ramp() if picture is None else picture)
     config = DataConfig(root=str(root), batch_size=batch_size, workers=0)
     augment = AugmentConfig(**{**NO_AUGMENT, **augment})
-    torch.manual_seed(0)
-    np.random.seed(0)
-    random.seed(0)
     settings = {**SETTINGS, **(settings or {})}
-    return list(create_train_loader(ImageFolder(root, "train"), ["a", "b"], settings, config, augment, CPU))
+    return list(create_train_loader(ImageFolder(root, "train"), ["a", "b"], settings, config, augment, 0, CPU))
 
 
 def test_pictures_come_unchanged_without_augmentation(tmp_path):
@@ -79,8 +75,9 @@ def test_incomplete_batch_is_dropped_in_training_alone(tmp_path):
 
 def test_erasing_puts_noise_of_single_pixels(tmp_path):
     flat = np.full((16, 16, 3), 120, np.uint8)
-    ((images, _),) = train_batches(tmp_path, picture=flat, erase_prob=1.0)
-    for image in images:
+    ((images, target),) = train_batches(tmp_path, picture=flat)
+    mixing, _ = create_mixing(AugmentConfig(erase_prob=1.0), 2, CPU)
+    for image in mixing(images, target)[0]:
         erased = (image != normalise(flat)).all(0)
         assert 3 <= erased.sum() <= 16 * 16 / 2
         for channel in image:
@@ -88,8 +85,9 @@ def test_erasing_puts_noise_of_single_pixels(tmp_path):
 
 
 def test_no_erasing_by_default(tmp_path):
-    ((images, _),) = train_batches(tmp_path)
-    assert (images[0] == images).all()
+    ((images, target),) = train_batches(tmp_path)
+    mixing, _ = create_mixing(AugmentConfig(), 2, CPU)
+    assert torch.equal(mixing(images.clone(), target)[0], images)
 
 
 @pytest.mark.parametrize(("hflip", "expected"), [(0.0, {0}), (1.0, {8}), (0.5, {*range(1, 8)})])
@@ -248,13 +246,55 @@ def test_shares(size, pictures, expected):
     assert [share_of(dataset, World(CPU.device, rank, size)) for rank in range(size)] == expected
 
 
-def test_signals_end_a_worker_at_once(monkeypatch):
-    """Without a traceback, and without an exit code that the main process would report."""
-    handlers, codes = {}, []
+def all_batches(root, workers, epoch=0, step=0, world=CPU, batch_size=4):
+    if not root.joinpath("train").exists():
+        write(root, np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8), count=16)
+    config = DataConfig(root=str(root), batch_size=batch_size, workers=workers)
+    augment = AugmentConfig(auto_augment="rand-m9-mstd0.5-inc1")
+    loader = create_train_loader(ImageFolder(root, "train"), ["a", "b"], SETTINGS, config, augment, 5, world)
+    loader.batch_sampler.start(epoch, step)
+    return torch.cat([images for images, _ in loader])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_samples_do_not_depend_on_workers(workers, tmp_path):
+    assert torch.equal(all_batches(tmp_path, workers), all_batches(tmp_path, 0))
+
+
+def test_samples_do_not_depend_on_where_an_epoch_starts_or_what_was_drawn_before(tmp_path):
+    whole = all_batches(tmp_path, 0, epoch=2)
+    torch.manual_seed(1)
+    assert torch.equal(all_batches(tmp_path, 0, epoch=2, step=3), whole[12:])
+    assert torch.equal(all_batches(tmp_path, 2, epoch=2, step=1), whole[4:])
+
+
+def test_epochs_and_pictures_differ(tmp_path):
+    """All pictures are the same here: what differs is drawn."""
+    first, second = all_batches(tmp_path, 0, epoch=0), all_batches(tmp_path, 0, epoch=1)
+    assert len(first.flatten(1).unique(dim=0)) == 16
+    assert len(torch.cat([first, second]).flatten(1).unique(dim=0)) == 32
+
+
+def test_what_was_trained_is_not_read_again(tmp_path, monkeypatch):
+    read = []
+    load = FolderDataset.__getitem__
+    monkeypatch.setattr(FolderDataset, "__getitem__", lambda self, index: read.append(index) or load(self, index))
+    all_batches(tmp_path, 0, step=3)
+    assert len(read) == 4
+
+
+def test_processes_share_the_batches_of_one(tmp_path):
+    """A step's pictures are the same for two processes as for one with batches twice as large."""
+    one = all_batches(tmp_path, 0, batch_size=8)
+    shares = [all_batches(tmp_path, 0, world=World(CPU.device, rank, 2)) for rank in (0, 1)]
+    for step in (0, 1):
+        of_both = torch.cat([share[4 * step : 4 * step + 4] for share in shares])
+        assert torch.equal(of_both, one[8 * step : 8 * step + 8])
+
+
+def test_workers_outlive_the_signals_that_end_a_run(monkeypatch):
+    """They go to the whole process group; the step that they interrupt may need more batches."""
+    handlers = {}
     monkeypatch.setattr(signal, "signal", handlers.__setitem__)
-    monkeypatch.setattr(os, "_exit", codes.append)
-    assert _seed_worker(SimpleNamespace(seed=5, id=1)) == 5
-    assert set(handlers) == {signal.SIGINT, signal.SIGTERM}
-    for handler in handlers.values():
-        handler(2, None)
-    assert codes == [0, 0]
+    _init_worker(None)
+    assert handlers == dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGUSR1), signal.SIG_IGN)

@@ -1,11 +1,16 @@
 """Training: what it leaves, resuming, and its options."""
 
 import csv
+import os
+import random
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from support.ranks import Forked
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -34,7 +39,7 @@ TRAINED = ("state_dict", "state_dict_ema", "optimizer", "scaler", "epoch", "metr
 
 
 def test_output_files(run):
-    assert {path.name for path in run.iterdir()} == {"best.pth", "curves.png", "last.pth", "summary.csv"}
+    assert {path.name for path in run.iterdir()} == {"best.pth", "curves.png", "last.1.pth", "last.pth", "summary.csv"}
     with open(run / "summary.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
@@ -56,36 +61,57 @@ def test_checkpoint_loads_with_timm(run):
     assert_same(dict(model.state_dict()), dict(content["state_dict_ema"]))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resumed_run_equals_unbroken_run(workers, tmp_path, train, train_args):
-    settings = [
-        f"data.workers={workers}",
-        "epochs=3",
-        "augment.mixup=0.8",
-        "optim.accumulate=2",
-        "augment.erase_prob=1",
-    ]
-    assert train(train_args(tmp_path / "unbroken", *settings)) == 0
+STOCHASTIC = [
+    "data.workers=2",
+    "data.batch_size=4",
+    "epochs=3",
+    "optim.accumulate=2",
+    "optim.ema_decay=0.9",
+    "augment.mixup=0.8",
+    "augment.cutmix=1.0",
+    "augment.erase_prob=0.5",
+    "augment.auto_augment=rand-m9-mstd0.5-inc1",
+]
+"""All that draws random numbers, and all that has a state."""
 
-    from vrwkv.runtime.trainer import Trainer
 
-    write, written = Trainer._write, []
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, train, train_args):
+    """The output folder of a run that nothing happened to."""
+    output = tmp_path_factory.mktemp("unbroken") / "output"
+    assert train(train_args(output, *STOCHASTIC)) == 0
+    return output
 
-    def write_then_stop(self, *args):
-        write(self, *args)
-        written.append(self.epoch)
-        if self.epoch == 1:
-            raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_write", write_then_stop)
-        assert train(train_args(tmp_path / "broken", *settings)) == 130
-        assert train([*train_args(tmp_path / "broken", *settings), "--resume"]) == 0
-    assert written == [1, 2, 3]
-    one, other = load(tmp_path / "unbroken" / "last.pth"), load(tmp_path / "broken" / "last.pth")
+def assert_same_run(one, other):
+    a, b = load(one / "last.pth"), load(other / "last.pth")
     for key in TRAINED:
-        assert_same(one[key], other[key])
-    assert len((tmp_path / "broken" / "summary.csv").read_text().splitlines()) == 4
+        assert_same(a[key], b[key])
+    assert (one / "summary.csv").read_bytes() == (other / "summary.csv").read_bytes()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_number_of_workers_does_not_matter(workers, unbroken, tmp_path, train, train_args):
+    assert train(train_args(tmp_path, *STOCHASTIC, f"data.workers={workers}")) == 0
+    assert_same_run(unbroken, tmp_path)
+
+
+def test_killed_at_any_moment(unbroken, tmp_path, train, train_args):
+    """After some steps, in the middle of accumulation, of an update or of a file; each time it is resumed."""
+    argv = [*train_args(tmp_path, *STOCHASTIC, "save.minutes=1e-9"), "--resume", "auto"]
+    generator, resumed = random.Random(0), []
+    for _ in range(4):
+        process = Forked(lambda: train(argv))
+        for line in process.stderr:
+            if line.startswith(("resuming from", "no ")):
+                resumed.append(line)
+                break
+        time.sleep(generator.uniform(0.05, 0.4))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert train(argv) == 0
+    assert any(" steps" in line for line in resumed)
+    assert_same_run(unbroken, tmp_path)
 
 
 def test_resume_auto_without_checkpoint_starts_anew(tmp_path, train, train_args, capsys):

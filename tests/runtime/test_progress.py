@@ -77,8 +77,18 @@ def test_meters():
     assert meters.values() == {"loss": 0.0, "near": 0.0}
     meters.update({"loss": torch.tensor(6.0, requires_grad=True), "near": torch.tensor(1), "other": torch.ones(3)}, 3)
     meters.update({"loss": torch.tensor(2.0), "near": torch.tensor(0)}, 1)
-    meters.reduce()
     assert meters.values() == {"loss": 2.0, "near": 25.0}
+
+
+def test_sums_of_all_processes():
+    """What is gathered gives the means of all, and each process goes on from its own part."""
+    gathered = torch.tensor([[6.0, 1.0, 3.0], [2.0, 0.0, 1.0]])
+    meters = Meters([MEASURES[0], MEASURES[3]], World(CPU.device, 1, 2))
+    assert meters.values(gathered) == {"loss": 2.0, "near": 25.0}
+    meters.restore(gathered)
+    assert meters.values() == {"loss": 2.0, "near": 0.0}
+    with pytest.raises(ValueError, match=r"required are \(2, 3\) sums, not \(1, 3\)"):
+        meters.restore(gathered[:1])
 
 
 class Clock:

@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import re
 import resource
 import signal
 import socket
@@ -100,10 +101,11 @@ def test_killed_at_any_moment(config, tmp_path):
 
 def test_disk_that_fills(output, config):
     """What was there stays whole, and the run can go on when there is room."""
-    before = (output / "last.pth").read_bytes()
+    states = ("last.pth", "last.1.pth")
+    before = [(output / name).read_bytes() for name in states]
 
     def train():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before[0]) // 2, len(before[0]) // 2))
         try:
             run(MeanColour, config(epochs=3), "auto")
         except UserError as error:
@@ -112,9 +114,9 @@ def test_disk_that_fills(output, config):
         return 0
 
     process = Forked(train)
-    assert f"cannot write {output / 'last.pth'}: " in process.stderr.read()
+    assert re.search(rf"cannot write {output}/(best|last).pth: ", process.stderr.read())
     assert process.wait() == 1
-    assert (output / "last.pth").read_bytes() == before
+    assert [(output / name).read_bytes() for name in states] == before
     assert not list(output.glob("*.tmp"))
     run(MeanColour, config(epochs=3), "auto")
     assert epoch(output / "last.pth") == 3
@@ -148,7 +150,9 @@ def test_folder_that_was_made_for_nothing_is_removed(tmp_path):
 
 def test_new_run_does_not_replace_another(output, config):
     before = content(output)
-    with pytest.raises(UserError, match=r"holds an earlier run \(last.pth, best.pth, summary.csv, curves.png\): add"):
+    with pytest.raises(
+        UserError, match=r"holds an earlier run \(last.pth, last.1.pth, best.pth, summary.csv, curves.png\): add"
+    ):
         run(MeanColour, config())
     assert content(output) == before
 
@@ -164,7 +168,8 @@ def test_resumed_run_does_not_replace_another(output, config, tmp_path):
 
 
 def test_folder_without_last(output, config):
-    (output / "last.pth").unlink()
+    for name in ("last.pth", "last.1.pth"):
+        (output / name).unlink()
     before = content(output)
     for resume in (None, "auto"):
         with pytest.raises(UserError, match=rf"add --resume {output / 'best.pth'} to go on"):
@@ -176,7 +181,7 @@ def test_folder_without_last(output, config):
 
 
 def test_folder_with_a_summary_alone(output, config):
-    for name in ("last.pth", "best.pth", "curves.png"):
+    for name in ("last.pth", "last.1.pth", "best.pth", "curves.png"):
         (output / name).unlink()
     with pytest.raises(UserError, match=r"holds an earlier run \(summary.csv\): add --resume to"):
         run(MeanColour, config(epochs=3), "auto")
@@ -204,11 +209,40 @@ def test_overwrite_with_what_another_run_has_reached(output, config, tmp_path):
     assert [line.partition(",")[0] for line in lines] == ["epoch", "2"]
 
 
-def test_back_to_the_best(output, config):
-    """A damaged last.pth names the way, and the way works."""
-    data = bytearray((output / "last.pth").read_bytes())
+def damage(path):
+    data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
-    (output / "last.pth").write_bytes(data)
+    path.write_bytes(data)
+
+
+def test_back_to_the_one_before(config, tmp_path, capsys):
+    """A cut last.pth is put aside, which is said, and the run ends with the bits of one to which nothing happened."""
+    for name in ("unbroken", "broken"):
+        run(MeanColour, config(name))
+    output = tmp_path / "broken"
+    (output / "last.pth").write_bytes((output / "last.pth").read_bytes()[:1000])
+    capsys.readouterr()
+    run(MeanColour, config("broken"), "auto")
+    said = capsys.readouterr().err
+    assert f"{output / 'last.pth'} is not a checkpoint" in said
+    assert f"going on from the one before, {output / 'last.1.pth'}\nresuming from" in said
+    assert (output / "last.pth.damaged").stat().st_size == 1000
+    assert (output / "summary.csv").read_bytes() == (tmp_path / "unbroken" / "summary.csv").read_bytes()
+    one, other = (torch.load(tmp_path / name / "last.pth", weights_only=True) for name in ("unbroken", "broken"))
+    assert all(torch.equal(value, other["state_dict"][key]) for key, value in one["state_dict"].items())
+
+
+def test_killed_between_the_renames(output, config):
+    """What is then the newest is last.1.pth, and the next save does not replace it by something older."""
+    (output / "last.pth").unlink()
+    run(MeanColour, config(epochs=3), "auto")
+    assert [epoch(output / name) for name in ("last.pth", "last.1.pth")] == [3, 2]
+
+
+def test_back_to_the_best(output, config):
+    """Where no last.pth can be read, the way is named, and the way works."""
+    for name in ("last.pth", "last.1.pth"):
+        damage(output / name)
     with pytest.raises(UserError) as error:
         run(MeanColour, config(epochs=3), "auto")
     way = f"to go on from the best: --resume {output / 'best.pth'} --overwrite"

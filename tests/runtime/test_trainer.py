@@ -1,6 +1,9 @@
 """The training loop with a task that is not about classes."""
 
 import csv
+import itertools
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +14,9 @@ from support import mean_colour
 from support.mean_colour import MeanColour, MeanColourConfig
 from support.ranks import run_ranks
 
-from vrwkv.runtime.errors import UserError
-from vrwkv.runtime.recipe import OptimConfig
+from vrwkv.runtime.errors import Interrupted, UserError
+from vrwkv.runtime.recipe import OptimConfig, SaveConfig
+from vrwkv.runtime.state import TrainingState
 from vrwkv.runtime.trainer import Trainer, run
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -20,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("no_curves")
 
 @pytest.fixture
 def config(tmp_path) -> Callable[..., MeanColourConfig]:
-    def make(output="output", epochs=3, optim=None, **keys):
+    def make(output="output", epochs=3, optim=None, save=None, **keys):
+        keys["save"] = SaveConfig(**(save or {}))
         optim = OptimConfig(**{"lr": 0.05, "ema_decay": 0.5, **(optim or {})})
         return MeanColourConfig(output=str(tmp_path / output), epochs=epochs, optim=optim, device="cpu", **keys)
 
@@ -36,9 +41,10 @@ def test_task_is_short():
 
 
 def test_it_learns_and_leaves_its_files(config, tmp_path, capsys):
-    assert run(MeanColour, config(epochs=10)) == tmp_path / "output" / "best.pth"
+    assert run(MeanColour, config(epochs=15)) == tmp_path / "output" / "best.pth"
     assert {path.name for path in (tmp_path / "output").iterdir()} == {
         "best.pth",
+        "last.1.pth",
         "curves.png",
         "last.pth",
         "summary.csv",
@@ -46,43 +52,137 @@ def test_it_learns_and_leaves_its_files(config, tmp_path, capsys):
     with open(tmp_path / "output" / "summary.csv") as file:
         rows = list(csv.DictReader(file))
     names = [f"{part}_{name}" for part in ("train", "eval") for name in ("loss", "error", "near")]
-    assert list(rows[0]) == ["epoch", *names[:3], "train_images_per_second", *names[3:], "lr"]
+    assert list(rows[0]) == ["epoch", *names, "lr"]
     assert float(rows[-1]["eval_loss"]) < 0.5 * float(rows[0]["eval_loss"])
     content = load(tmp_path / "output" / "last.pth")
     assert content["inputs"] == 48
     assert content["metrics"] == {name: float(rows[-1][f"eval_{name}"]) for name in ("loss", "error", "near")}
     said = capsys.readouterr().err.splitlines()
-    assert said[-1].startswith("epoch 10/10: training loss 0.0")
+    assert said[-1].startswith("epoch 15/15: training loss 0.0")
     for text in ("largest error 0.", "near "):
         assert said[-1].count(text) == 2
     assert "accuracy" not in said[-1]
 
 
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
-    write = Trainer._write
-
-    def write_then_stop(self, *args):
-        write(self, *args)
-        if self.epoch == epoch:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "_write", write_then_stop)
-
-
-@pytest.mark.parametrize("stop", [1, 2])
-def test_resumed_run_has_the_bits_of_an_unbroken_one(stop, config, tmp_path, monkeypatch):
-    run(MeanColour, config("unbroken"))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt_after(patch, stop)
-        run(MeanColour, config("broken"))
-    run(MeanColour, config("broken"), resume="auto")
+def assert_same_run(one: Path, other: Path) -> None:
+    """Two output folders hold the same bits."""
+    assert (one / "summary.csv").read_bytes() == (other / "summary.csv").read_bytes()
     for name in ("last.pth", "best.pth"):
-        one, other = load(tmp_path / "unbroken" / name), load(tmp_path / "broken" / name)
-        assert one["epoch"] == other["epoch"]
-        assert one["metrics"] == other["metrics"]
-        assert one["best_metric"] == other["best_metric"]
+        a, b = load(one / name), load(other / name)
+        for key in ("epoch", "step", "metrics", "best_metric"):
+            assert a[key] == b[key]
         for key in ("state_dict", "state_dict_ema"):
-            assert all(torch.equal(value, other[key][name]) for name, value in one[key].items())
+            assert all(torch.equal(value, b[key][name]) for name, value in a[key].items())
+
+
+def signal_at_step(monkeypatch: pytest.MonkeyPatch, number: int, step: int) -> None:
+    """Sends this process a signal in a step, counted from 1, of the whole run."""
+    steps, training_step = itertools.count(1), MeanColour.training_step
+
+    def signalled(self, model, batch):
+        if next(steps) == step:
+            os.kill(os.getpid(), number)
+        return training_step(self, model, batch)
+
+    monkeypatch.setattr(MeanColour, "training_step", signalled)
+
+
+@pytest.mark.parametrize("step", [1, 4, 6, 12])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_signal_ends_the_step_and_the_run_goes_on_with_the_same_bits(name, step, config, tmp_path, monkeypatch):
+    """Also between two accumulated steps, of which the second is still done, and in the last step of the run."""
+    optim = {"accumulate": 2}
+    run(MeanColour, config("unbroken", optim=optim))
+    done = step + step % 2
+    epoch, within = (done - 1) // 4 + 1, (done - 1) % 4 + 1
+    with monkeypatch.context() as patch:
+        signal_at_step(patch, signal.Signals[name], step)
+        with pytest.raises(Interrupted, match=f"^{name}: saved after {within} of 4 steps of epoch {epoch}$"):
+            run(MeanColour, config("broken", optim=optim))
+    last = load(tmp_path / "broken" / "last.pth")
+    assert (last["epoch"], last["step"]) == (epoch - 1, within)
+    run(MeanColour, config("broken", optim=optim), resume="auto")
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_signal_during_the_evaluation(config, tmp_path, monkeypatch):
+    """Does not wait for its end; only the evaluation is repeated."""
+    run(MeanColour, config("unbroken"))
+
+    def never_ends(self, model):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the evaluation went on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MeanColour, "evaluate", never_ends)
+        with pytest.raises(Interrupted, match=r"^SIGTERM: saved after 4 of 4 steps of epoch 1$"):
+            run(MeanColour, config("broken"))
+        patch.setattr(MeanColour, "training_step", lambda *_: 1 / 0)
+        with pytest.raises(Interrupted):  # no step is repeated
+            run(MeanColour, config("broken"), resume="auto")
+    run(MeanColour, config("broken"), resume="auto")
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_signal_before_the_training(config, tmp_path, monkeypatch):
+    def make(config, world):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the preparations went on")
+
+    with pytest.raises(Interrupted, match=r"^SIGTERM$"):
+        run(make, config())
+    assert not (tmp_path / "output").exists()
+
+
+def test_signal_to_one_of_two_processes_stops_both(config, tmp_path):
+    """After the same update; resumed, both have the bits of an unbroken run."""
+    run_ranks(lambda: run(MeanColour, config("unbroken")) and None)
+
+    def signalled():
+        if os.environ["RANK"] == "1":
+            signal_at_step(pytest.MonkeyPatch(), signal.SIGUSR1, 3)
+        with pytest.raises(Interrupted) as interrupted:
+            run(MeanColour, config("broken"))
+        return str(interrupted.value)
+
+    stopped = "saved after 1 of 2 steps of epoch 2"
+    assert run_ranks(signalled) == [f"signal to another process: {stopped}", f"SIGUSR1: {stopped}"]
+    run_ranks(lambda: run(MeanColour, config("broken"), resume="auto") and None)
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def seconds_per_step(monkeypatch: pytest.MonkeyPatch, seconds: int) -> None:
+    now, training_step = [0], MeanColour.training_step
+
+    def step(self, model, batch):
+        now[0] += seconds
+        return training_step(self, model, batch)
+
+    monkeypatch.setattr(MeanColour, "training_step", step)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+
+def test_saved_every_few_minutes(config, tmp_path, monkeypatch):
+    """And after each epoch; as many earlier ones are kept as asked for."""
+    saved = []
+    content = TrainingState.content
+    monkeypatch.setattr(
+        TrainingState, "content", lambda self, *args: saved.append((self.epoch, self.step)) or content(self, *args)
+    )
+    seconds_per_step(monkeypatch, 20)
+    run(MeanColour, config(epochs=2, save={"minutes": 1, "keep": 3}))
+    assert [each for each in saved if each[1]] == [(0, 3), (1, 3)]
+    names = ["last.pth", "last.1.pth", "last.2.pth", "last.3.pth"]
+    states = [load(tmp_path / "output" / name) for name in names]
+    assert [(each["epoch"], each["step"]) for each in states] == [(2, 0), (1, 3), (1, 0), (0, 3)]
+    assert not (tmp_path / "output" / "last.4.pth").exists()
+
+
+def test_without_minutes_only_epochs_are_saved(config, tmp_path, monkeypatch):
+    seconds_per_step(monkeypatch, 1000)
+    run(MeanColour, config(epochs=2, save={"minutes": None, "keep": 9}))
+    states = [load(path) for path in (tmp_path / "output").glob("last*.pth")]
+    assert sorted((each["epoch"], each["step"]) for each in states) == [(0, 0), (1, 0), (2, 0)]
 
 
 def test_lowest_error_is_best(config, tmp_path, monkeypatch):
@@ -193,9 +293,32 @@ def test_running_means_are_those_of_all_ranks(config, tmp_path, monkeypatch):
 
 
 def test_loss_that_is_not_finite(config, tmp_path):
-    with pytest.raises(UserError, match=r"the loss became (nan|inf) in epoch 1: .*last.pth holds the state before"):
+    with pytest.raises(
+        UserError, match=r"the loss became (nan|inf) in epoch 1: .*last.pth holds the last state before"
+    ):
         run(MeanColour, config(optim={"lr": 1e30}))
     assert load(tmp_path / "output" / "last.pth")["epoch"] == 0
+
+
+def test_weights_that_are_not_finite_are_not_saved(config, tmp_path, monkeypatch):
+    """The next loss would not be finite: the state before is kept, and the run can go on from it."""
+    run(MeanColour, config("unbroken"))
+    update = Trainer._update
+
+    def spoil(self):
+        update(self)
+        if self.state.updates == 6:
+            self.task.model[2].bias.data[1] = float("inf")
+
+    keys = {"save": {"minutes": 1e-9}}
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_update", spoil)
+        with pytest.raises(UserError, match=r"weights became infinite in epoch 2: try .*last.pth holds the last state"):
+            run(MeanColour, config("broken", **keys))
+    last = load(tmp_path / "broken" / "last.pth")
+    assert (last["epoch"], last["step"]) == (1, 1)
+    run(MeanColour, config("broken", **keys), resume="auto")
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
 
 
 def test_too_few_samples_for_an_update(config):

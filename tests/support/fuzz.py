@@ -68,6 +68,8 @@ KEYS: dict[str, tuple[Sense, list[Any]]] = {
     "schedule.warmup_epochs": (whole(0), [1]),
     "schedule.warmup_lr": (NOT_NEGATIVE, [1e-5]),
     "schedule.min_lr": (NOT_NEGATIVE, [1e-5]),
+    "save.minutes": (optional(POSITIVE), [0.5]),
+    "save.keep": (whole(0, 1000), [2]),
     "model.name": (text, ["test_vit", "test_resnet", "vrwkv_tny"]),
     "model.args": (
         lambda value: type(value) is dict and all(type(key) is str for key in value) and value != {"drop_path_rate": 2},

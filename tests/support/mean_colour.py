@@ -3,12 +3,12 @@
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from torch.utils.data.distributed import DistributedSampler
 
 from vrwkv.runtime.processes import World
 from vrwkv.runtime.progress import Measure, Meters
 from vrwkv.runtime.recipe import RunConfig
-from vrwkv.runtime.trainer import StepResult, Task
+from vrwkv.runtime.sampling import SeededDataset, StepSampler
+from vrwkv.runtime.task import StepResult, Task
 
 
 class MeanColourConfig(RunConfig):
@@ -23,15 +23,14 @@ class MeanColour(Task):
         Measure("near", "near", percent=True, higher_is_better=True),
     )
     judge = measures[1]
-    batch_size = 4
 
     def __init__(self, config: MeanColourConfig, world: World) -> None:
         self.world = world
         noise = torch.rand(24, 3, config.size, config.size, generator=torch.Generator().manual_seed(0))
         train, self.held_out = noise[:16], noise[16:]
         self.model = nn.Sequential(nn.Flatten(), nn.Dropout(config.dropout), nn.Linear(3 * config.size**2, 3))
-        sampler = DistributedSampler(train, world.size, world.rank)
-        self.train_loader = DataLoader(TensorDataset(train), self.batch_size, sampler=sampler, drop_last=True)
+        sampler = StepSampler(len(train), 4, config.seed, world)
+        self.train_loader = DataLoader(SeededDataset(TensorDataset(train), config.seed), batch_sampler=sampler)
 
     def _measure(self, model: nn.Module, images: torch.Tensor) -> StepResult:
         errors = (model(images) - images.mean((2, 3))).abs()  # (B, 3)

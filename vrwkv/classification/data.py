@@ -1,18 +1,20 @@
 """Image folders (`root/split/class/picture`) and their loaders."""
 
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
-from timm.data import create_loader
+from timm.data import create_loader, create_transform
+from timm.data.loader import PrefetchLoader, fast_collate
 from timm.utils.misc import natural_key
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from vrwkv.classification.config import AugmentConfig, DataConfig
 from vrwkv.runtime.errors import UserError, nearest
 from vrwkv.runtime.images import open_image, picture_endings
 from vrwkv.runtime.processes import World
+from vrwkv.runtime.sampling import SeededDataset, StepSampler
+from vrwkv.runtime.signals import ignore_stop_signals
 
 
 class ImageFolder:
@@ -110,7 +112,7 @@ class FolderDataset(Dataset[tuple[Any, int]]):
         samples = [(path, index[name]) for name, paths in folder.pictures.items() for path in paths]
         self.samples = sorted(samples, key=lambda sample: natural_key(sample[0]))
         self.mode = "L" if channels == 1 else "RGB"
-        self.transform: Any = None  # timm's loader sets it
+        self.transform: Any = None  # to be set
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -120,26 +122,9 @@ class FolderDataset(Dataset[tuple[Any, int]]):
         return self.transform(open_image(path, self.mode)), target
 
 
-def _seed_worker(info: Any) -> int:
-    # Ctrl-C and job managers signal all processes at once: a worker then leaves without a traceback, and without an
-    # exit code that the main process would report before its own interruption.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: os._exit(0))
-    return info.seed
-
-
-def _create_loader(dataset: FolderDataset, data_config: dict[str, Any], world: World, **kwargs: Any) -> Any:
-    """Batches of (B, C, H, W) pictures, normalised and on the device, and (B,) class indices."""
-    return create_loader(
-        dataset,  # type: ignore[arg-type] # timm needs of its ImageDataset what ours has
-        **data_config,
-        **kwargs,
-        device=world.device,
-        distributed=world.distributed,
-        pin_memory=world.device.type == "cuda",
-        persistent_workers=False,  # workers seeded anew each epoch make a resumed run the same as an unbroken one
-        worker_seeding=_seed_worker,  # type: ignore[arg-type] # timm: "all", "part" or a function
-    )
+def _init_worker(_: Any) -> int:
+    ignore_stop_signals()
+    return 0  # for timm, which seeds with it: `SeededDataset` does so for each picture
 
 
 def create_train_loader(
@@ -148,32 +133,49 @@ def create_train_loader(
     data_config: dict[str, Any],
     config: DataConfig,
     augment: AugmentConfig,
+    seed: int,
     world: World,
 ) -> Any:
-    """Shuffled, augmented batches; the last incomplete one is dropped."""
-    return _create_loader(
-        FolderDataset(folder, class_names, data_config["input_size"][0]),
-        data_config,
-        world,
+    """Shuffled, augmented batches of (B, C, H, W) pictures, normalised and on the device, and (B,) class indices."""
+    dataset = FolderDataset(folder, class_names, data_config["input_size"][0])
+    dataset.transform = create_transform(
+        **data_config,
         is_training=True,
-        batch_size=config.batch_size,
-        num_workers=config.workers,
-        scale=tuple(augment.scale),
-        ratio=tuple(augment.ratio),
+        scale=(augment.scale[0], augment.scale[1]),
+        ratio=(augment.ratio[0], augment.ratio[1]),
         hflip=augment.hflip,
         color_jitter=augment.color_jitter,
         auto_augment=augment.auto_augment,
-        re_prob=augment.erase_prob,
-        re_mode="pixel",
+        use_prefetcher=True,
     )
+    loader = DataLoader(
+        SeededDataset(dataset, seed),
+        batch_sampler=StepSampler(len(dataset), config.batch_size, seed, world),
+        num_workers=config.workers,
+        collate_fn=fast_collate,
+        pin_memory=world.device.type == "cuda",
+        worker_init_fn=_init_worker,  # type: ignore[arg-type] # what it returns is not looked at
+    )
+    statistics = {key: data_config[key] for key in ("mean", "std")}
+    return PrefetchLoader(loader, **statistics, channels=data_config["input_size"][0], device=world.device)
 
 
 def create_eval_loader(
     folder: ImageFolder, class_names: list[str], data_config: dict[str, Any], config: DataConfig, world: World
 ) -> Any:
-    """All pictures in order, resized and cropped at the centre. Each process gets its share, padded to equal size."""
-    dataset = FolderDataset(folder, class_names, data_config["input_size"][0])
-    return _create_loader(dataset, data_config, world, batch_size=config.batch_size, num_workers=config.workers)
+    """All pictures in order, resized and cropped at the centre, likewise. Each process gets its share, padded to equal
+    size."""
+    return create_loader(
+        FolderDataset(folder, class_names, data_config["input_size"][0]),  # type: ignore[arg-type] # has what timm needs
+        **data_config,
+        batch_size=config.batch_size,
+        num_workers=config.workers,
+        device=world.device,
+        distributed=world.distributed,
+        pin_memory=world.device.type == "cuda",
+        persistent_workers=False,
+        worker_seeding=_init_worker,  # type: ignore[arg-type] # timm: "all", "part" or a function
+    )
 
 
 def share_of(dataset: Dataset, world: World) -> int:

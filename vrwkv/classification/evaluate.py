@@ -48,8 +48,7 @@ def evaluate(model: nn.Module, loader: Any, world: World, amp: Amp = "none", tit
                 loss = nn.functional.cross_entropy(logits, target, reduction="sum")
                 meters.update({"loss": loss, **right_answers(logits, target)}, len(logits))
             progress.step(meters)
-        meters.reduce()
-        return {**meters.values(), "images_per_second": progress.images_per_second}
+        return {**meters.values(meters.gather()), "images_per_second": progress.images_per_second}
 
 
 def validate(

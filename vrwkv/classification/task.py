@@ -1,11 +1,13 @@
 """Classification as a task of the training loop."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from torch import nn
+from torch import Tensor, nn
 
 from vrwkv.classification.config import AugmentConfig, Config, PictureConfig
 from vrwkv.classification.data import ImageFolder, create_eval_loader, create_train_loader
@@ -15,7 +17,7 @@ from vrwkv.runtime import checkpoint, trainer
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import World
 from vrwkv.runtime.progress import say
-from vrwkv.runtime.trainer import StepResult, Task
+from vrwkv.runtime.task import StepResult, Task
 
 
 def train(config: Config, resume: str | None = None, overwrite: bool = False) -> Path:
@@ -44,7 +46,7 @@ class ClassificationTask(Task):
         self.model.to(world.device)
         self._create_loaders()
         check_model(self.model, self.data_config["input_size"], len(self.class_names))
-        self.mixup, self.loss = create_loss(config.augment, len(self.class_names))
+        self.mixing, self.loss = create_mixing(config.augment, len(self.class_names), world)
         if config.model.compile:
             self.model.compile()
 
@@ -59,24 +61,24 @@ class ClassificationTask(Task):
         data, world = self.config.data, self.world
         picture = data.model_dump(include=set(PictureConfig.model_fields))
         self.data_config = data_config_of(self.model, self.model_args, picture)
-        self.batch_size = data.batch_size
         train, val = self.folders
         rest = (self.class_names, self.data_config, data)
-        self.train_loader = create_train_loader(train, *rest, self.config.augment, world)
+        self.train_loader = create_train_loader(train, *rest, self.config.augment, self.config.seed, world)
         self.val_loader = create_eval_loader(val, *rest, world)
         if world.primary:
             say(f"{train.describe()}; {val.describe()}")
 
     def training_step(self, model: nn.Module, batch: Any) -> StepResult:
-        """The loss of pictures (B, C, H, W) and their classes (B,), mixed where that is asked for."""
-        images, target = self.mixup(*batch) if self.mixup else batch
+        """The loss of pictures (B, C, H, W) and their classes (B,), erased and mixed where that is asked for."""
+        images, target = self.mixing(*batch)
         logits = model(images)
         classes = target.argmax(1) if target.ndim == 2 else target
         return StepResult(self.loss(logits, target), right_answers(logits, classes), len(images))
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """See `vrwkv.classification.evaluate`."""
-        return evaluate(model, self.val_loader, self.world, self.config.amp)
+        """See `vrwkv.classification.evaluate`; without the speed, so that a rerun gives the same summary.csv."""
+        measured = evaluate(model, self.val_loader, self.world, self.config.amp)
+        return {each.name: measured[each.name] for each in MEASURES}
 
     def content(self) -> dict[str, Any]:
         """What `load_classifier` needs."""
@@ -88,9 +90,14 @@ class ClassificationTask(Task):
         }
 
 
-def create_loss(augment: AugmentConfig, num_classes: int) -> tuple[Mixup | None, nn.Module]:
-    """The mixing of a batch's pictures and targets, if any, and the loss for what comes out of it."""
+Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Changes pictures (B, C, H, W), in place, and their classes (B,), which may become shares (B, classes)."""
+
+
+def create_mixing(augment: AugmentConfig, num_classes: int, world: World) -> tuple[Mixing, nn.Module]:
+    """What is done to whole batches, and the loss for what comes out of it."""
+    erase = RandomErasing(augment.erase_prob, mode="pixel", device=world.device)
     if not (augment.mixup or augment.cutmix):
-        return None, LabelSmoothingCrossEntropy(augment.label_smoothing)
+        return lambda images, target: (erase(images), target), LabelSmoothingCrossEntropy(augment.label_smoothing)
     mixup = Mixup(augment.mixup, augment.cutmix, label_smoothing=augment.label_smoothing, num_classes=num_classes)
-    return mixup, SoftTargetCrossEntropy()
+    return lambda images, target: mixup(erase(images), target), SoftTargetCrossEntropy()

@@ -22,8 +22,13 @@ FilterFn = Callable[[Mapping[str, Any], Any], dict[str, Tensor]]
 _CHECKSUM = b"crc32 %08x"
 
 
-def save(state: dict[str, Any], path: Path) -> None:
+def save(state: dict[str, Any], path: Path, keep: int = 0) -> None:
     """Writes `state` so that `path` holds either its old content or all of the new one, whatever happens.
+
+    Args:
+        state: What is to be in it.
+        path: The file.
+        keep: How many earlier ones to keep beside it, see `earlier`. Then it is missing for the moment of two renames.
 
     Raises:
         UserError: the file cannot be written.
@@ -35,11 +40,20 @@ def save(state: dict[str, Any], path: Path) -> None:
             _add_checksum(file)
             file.flush()
             os.fsync(file.fileno())
+        paths = [path, *earlier(path, keep)]
+        for newer, older in zip(reversed(paths[:-1]), reversed(paths[1:]), strict=True):
+            if newer.exists():
+                os.replace(newer, older)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch's writer
         raise UserError(f"cannot write {path}: {first_line(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def earlier(path: Path, count: int) -> list[Path]:
+    """The names of what a file held before, the newest first: last.1.pth, last.2.pth, ... of last.pth."""
+    return [path.with_name(f"{path.stem}.{number}{path.suffix}") for number in range(1, count + 1)]
 
 
 def _add_checksum(file: BinaryIO) -> None:

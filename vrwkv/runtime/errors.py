@@ -12,6 +12,14 @@ class UserError(Exception):
     """Bad input: the message says what was required and what was given, on one line for each thing to mend."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal ended a run, which can go on from what it has saved: the message says which, and where it stopped."""
+
+
+REQUEUE = 75
+"""The exit code of a run that was interrupted and is to be started again: EX_TEMPFAIL of sysexits.h."""
+
+
 class MissingExtra(UserError, ImportError):
     """A package is not installed: the message names the extra that brings it."""
 
@@ -34,7 +42,8 @@ def nearest(name: str, options: Iterable[str] | Mapping[str, str]) -> str:
 
 
 def command_line(main: Main) -> Main:
-    """Wraps a script's `main(argv)`: each line of a UserError becomes `error: ...`, and 1; Ctrl-C becomes 130."""
+    """Wraps a script's `main(argv)`: each line of a UserError becomes `error: ...`, and 1; Interrupted becomes
+    `REQUEUE`, Ctrl-C elsewhere 130."""
 
     @functools.wraps(main)
     def wrapper(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +56,6 @@ def command_line(main: Main) -> Main:
             return 1
         except KeyboardInterrupt as error:
             print(str(error) or "interrupted", file=sys.stderr)
-            return 130
+            return REQUEUE if isinstance(error, Interrupted) else 130
 
     return wrapper

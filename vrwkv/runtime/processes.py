@@ -1,12 +1,14 @@
 """The device, and the processes that torchrun started."""
 
 import functools
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import SimpleNamespace
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from timm.utils import init_distributed_device
@@ -18,6 +20,8 @@ Amp = Literal["none", "bfloat16", "float16"]
 """The number format of a forward pass; none: as the weights."""
 AMP: tuple[Amp, ...] = get_args(Amp)
 
+ROLL_CALL = 15  # seconds for the processes that are left to say so when one is gone
+
 
 class World(NamedTuple):
     """This process among those that train or validate together."""
@@ -25,6 +29,8 @@ class World(NamedTuple):
     device: torch.device
     rank: int = 0
     size: int = 1
+    control: Any = None
+    """A process group of the CPU, to agree on what to do next without waiting for a GPU."""
 
     @property
     def distributed(self) -> bool:
@@ -34,6 +40,14 @@ class World(NamedTuple):
     def primary(self) -> bool:
         """Whether this is the process that writes files and reports."""
         return self.rank == 0
+
+    def agree(self, wish: int) -> int:
+        """The largest of the wishes of all processes, which call it together."""
+        if not self.distributed:
+            return wish
+        wishes = torch.tensor(wish)
+        torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX, self.control)
+        return int(wishes)
 
 
 def is_primary() -> bool:
@@ -61,10 +75,32 @@ def join_world(device: str) -> Iterator[World]:
     """Joins the process group where torchrun (or SLURM) started several processes, and leaves it at the end."""
     args = SimpleNamespace(device=choose_device(device))
     try:
-        yield World(init_distributed_device(args), args.rank, args.world_size)
+        world = World(init_distributed_device(args), args.rank, args.world_size)
+        if world.distributed:
+            world = world._replace(control=torch.distributed.new_group(backend="gloo"))
+        try:
+            yield world
+        except RuntimeError as error:
+            if world.distributed and re.search(r"gloo|nccl|connection|timed out", str(error), re.IGNORECASE):
+                raise UserError(_lost(world, error)) from error
+            raise
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _lost(world: World, error: RuntimeError) -> str:
+    """Which process is gone, as far as those that are left can tell each other in `ROLL_CALL` seconds."""
+    names = "another process"
+    try:
+        torch.distributed.monitored_barrier(world.control, timedelta(seconds=ROLL_CALL), wait_all_ranks=True)
+    except RuntimeError as answer:
+        missing = re.search(r"[Rr]anks? ([\d, ]+) failed to pass", str(answer))
+        if missing:
+            names = f"rank {missing[1]}"
+        elif not world.primary:
+            names = "rank 0, or what it lost first"
+    return f"rank {world.rank} of {world.size} lost the connection to {names}: {first_line(error)}"
 
 
 def autocast(world: World, amp: Amp) -> torch.autocast:

@@ -67,14 +67,23 @@ class Meters:
         values = [sums[each.name].detach().float() for each in self.measures]
         self._sums += torch.stack([*values, torch.full_like(values[0], count)])
 
-    def reduce(self) -> None:
-        """Adds up the sums of all processes."""
-        if self._world.distributed:
-            torch.distributed.all_reduce(self._sums)
+    def gather(self) -> torch.Tensor:
+        """The sums of all processes, (processes, measures + 1). They call it together."""
+        if not self._world.distributed:
+            return self._sums[None].clone()
+        sums = [torch.empty_like(self._sums) for _ in range(self._world.size)]
+        torch.distributed.all_gather(sums, self._sums)
+        return torch.stack(sums)
 
-    def values(self) -> dict[str, float]:
-        """The means by name."""
-        *sums, count = self._sums.tolist()
+    def restore(self, gathered: torch.Tensor) -> None:
+        """Goes on from this process's part of what `gather` returned."""
+        if gathered.shape != (self._world.size, len(self._sums)):
+            raise ValueError(f"required are {(self._world.size, len(self._sums))} sums, not {tuple(gathered.shape)}")
+        self._sums.copy_(gathered[self._world.rank])
+
+    def values(self, gathered: torch.Tensor | None = None) -> dict[str, float]:
+        """The means by name, of this process, or of all whose sums are `gathered`."""
+        *sums, count = (self._sums if gathered is None else gathered.sum(0)).tolist()
         return {
             each.name: (100 if each.percent else 1) * total / max(count, 1)
             for each, total in zip(self.measures, sums, strict=True)
@@ -82,17 +91,30 @@ class Meters:
 
 
 class Progress:
-    """A bar over the batches of an epoch; plain lines, one a minute, where stderr is no terminal."""
+    """A bar over the batches of an epoch; plain lines, one a minute, where stderr is no terminal.
 
-    def __init__(self, title: str, batches: int, batch_size: int, world: World) -> None:
+    Args:
+        title: What it is about.
+        batches: All.
+        batch_size: Of each process.
+        world: This process.
+        done: How many of the batches were done before.
+    """
+
+    def __init__(self, title: str, batches: int, batch_size: int, world: World, done: int = 0) -> None:
         self._title, self._batches, self._batch_size = title, batches, batch_size * world.size
         self._terminal = sys.stderr.isatty()
         self._show = world.primary
         self._bar = tqdm(
-            total=batches, desc=title, leave=False, dynamic_ncols=True, disable=not (self._show and self._terminal)
+            total=batches,
+            initial=done,
+            desc=title,
+            leave=False,
+            dynamic_ncols=True,
+            disable=not (self._show and self._terminal),
         )
         self._start = self._shown = time.monotonic()
-        self._done = 0
+        self._before, self._done = done, 0
 
     def __enter__(self) -> "Progress":
         return self
@@ -118,8 +140,9 @@ class Progress:
         text = f"{text_of(meters.measures, meters.values())}, {self.images_per_second:.0f} images/s"
         self._bar.set_postfix_str(text)
         if not self._terminal:
-            left = (now - self._start) / self._done * (self._batches - self._done)
-            say(f"{self._title} {self._done}/{self._batches}: {text}, {clock(left)} left")
+            done = self._before + self._done
+            left = (now - self._start) / self._done * (self._batches - done)
+            say(f"{self._title} {done}/{self._batches}: {text}, {clock(left)} left")
 
 
 def draw_curves(summary: Path, picture: Path, measures: Sequence[Measure]) -> None:

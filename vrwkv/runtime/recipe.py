@@ -40,6 +40,12 @@ class ScheduleConfig(Section):
     min_lr: NotNegative = 0.0
 
 
+class SaveConfig(Section):
+    minutes: Annotated[Positive | None, MAY_CHANGE] = 10.0
+    """Save last.pth so often within an epoch, which is as much as a kill can cost; None: after each epoch alone."""
+    keep: Annotated[int, Field(ge=0, le=1000), MAY_CHANGE] = 1  # earlier ones, as last.1.pth, last.2.pth, ...
+
+
 class RunConfig(Section):
     """What the training loop is asked for, whatever the task; tasks add sections of their own."""
 
@@ -47,6 +53,7 @@ class RunConfig(Section):
     epochs: Annotated[int, Field(ge=1), MAY_CHANGE]
     optim: OptimConfig
     schedule: ScheduleConfig = ScheduleConfig()
+    save: SaveConfig = SaveConfig()
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
     device: Annotated[str, MAY_CHANGE] = "auto"  # cuda where there is one, else cpu
     amp: Amp = "none"

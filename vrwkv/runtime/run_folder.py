@@ -9,15 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from timm.utils import update_summary
 
+from vrwkv.runtime import checkpoint
 from vrwkv.runtime.errors import UserError, first_line
+from vrwkv.runtime.processes import is_primary
 from vrwkv.runtime.progress import Measure, draw_curves, say
 
 
 class RunFolder:
-    """last.pth, best.pth, summary.csv with a row for each epoch, curves.png; and .lock while a process trains."""
+    """last.pth and earlier ones (last.1.pth, ...), best.pth, summary.csv with a row for each epoch, curves.png; and
+    .lock while a process trains."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -48,10 +52,41 @@ class RunFolder:
         """Whether a file is in this folder."""
         return path.resolve().parent == self.path.resolve()
 
-    def check_free(self, resumed: Path | None) -> None:
-        """Raises a UserError if it holds files of a run other than that which goes on from the checkpoint `resumed`."""
-        files = [path.name for path in (self.last, self.best, self.summary, self.curves) if os.path.lexists(path)]
-        newest = self.last if self.last.exists() else self.best
+    def states(self) -> list[Path]:
+        """last.pth and the earlier ones that there are, the newest first."""
+        numbers = sorted(int(path.suffixes[0][1:]) for path in self.path.glob("last.[0-9]*.pth"))
+        paths = [self.last, *(self.path / f"last.{number}.pth" for number in numbers)]
+        return [path for path in paths if path.exists()]
+
+    def read_newest(self) -> tuple[Path | None, dict[str, Any], list[Path]]:
+        """The newest of `states` that can be read.
+
+        Returns:
+            Its path, None where there is none; what is in it; and newer ones, which cannot be read.
+
+        Raises:
+            UserError: there are some, and none can be read.
+        """
+        states, problems = self.states(), []
+        for path in states:
+            try:
+                content = checkpoint.read(path)
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            if problems and is_primary():
+                say("\n".join([*problems, f"going on from the one before, {path}"]))
+            return path, content, states[: len(problems)]
+        if problems:
+            way = f"; to go on from the best: --resume {self.best} --overwrite" * self.best.is_file()
+            raise UserError(problems[0] + way)
+        return None, {}, []
+
+    def check_free(self, resumed: Path | None, damaged: Sequence[Path] = ()) -> None:
+        """Raises a UserError if it holds files of a run other than that which goes on from the checkpoint `resumed`, or
+        newer ones that are not `damaged`."""
+        files = [path.name for path in self._files() if os.path.lexists(path)]
+        newest = next((path for path in self.states() if path not in damaged), self.best)
         if files and not (resumed and resumed.resolve() == newest.resolve()):
             resume = f"--resume {self.best}" if newest is self.best and self.best.exists() else "--resume"
             raise UserError(
@@ -59,19 +94,29 @@ class RunFolder:
                 "replace it, or set another output"
             )
 
-    def prepare(self, epoch: int) -> None:
-        """Drops what is not of the epochs up to `epoch`: with 0 all files, else rows of the summary that are of later
-        epochs, or torn.
+    def prepare(self, epoch: int | None, damaged: Sequence[Path] = ()) -> None:
+        """Makes room for a run.
+
+        Args:
+            epoch: The run goes on after this epoch: rows of the summary that are of later epochs, or torn, are dropped.
+                None: it is new, and all files are.
+            damaged: Checkpoints to put aside.
 
         Raises:
             UserError: the folder cannot be written to.
         """
         with self._writing():
-            if not epoch:
-                for path in (self.last, self.best, self.summary, self.curves):
+            if epoch is None:
+                for path in self._files():
                     path.unlink(missing_ok=True)
-            elif self.summary.exists():
+                return
+            for path in damaged:
+                os.replace(path, path.with_name(f"{path.name}.damaged"))
+            if self.summary.exists():
                 self._mend_summary(epoch)
+
+    def _files(self) -> list[Path]:
+        return [*self.states(), self.best, self.summary, self.curves]
 
     def _mend_summary(self, epoch: int) -> None:
         lines = self.summary.read_bytes().decode(errors="replace").splitlines(keepends=True)
