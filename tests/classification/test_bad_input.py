@@ -11,6 +11,8 @@ import torch
 from support.colours import picture, write_images
 from support.scripts import REPOSITORY
 
+from vrwkv.classification.task import ClassificationTask
+
 pytestmark = pytest.mark.usefixtures("no_curves")
 
 
@@ -251,6 +253,31 @@ def test_corrupt_training_image(workers, own_data, tmp_path, train, train_args, 
     assert train([*train_args(tmp_path / "output", *settings), "--resume"]) == 0
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_that_vanish_within_an_epoch(workers, own_data, tmp_path, train, train_args, error, monkeypatch):
+    """They are named; with them back, the run ends with the weights of one that they never left."""
+    settings = [f"data.root={own_data}", f"data.workers={workers}", "data.batch_size=2", "save.minutes=1e-9"]
+    assert train(train_args(tmp_path / "unbroken", *settings)) == 0
+    step, steps = ClassificationTask.training_step, []
+
+    def vanish(self, model, batch):
+        steps.append(1)
+        if len(steps) == 8:
+            own_data.rename(tmp_path / "away")
+        return step(self, model, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassificationTask, "training_step", vanish)
+        argv = train_args(tmp_path / "broken", *settings)
+        assert f"error: image {own_data}/train/" in (message := error(train, argv))
+        assert message.endswith(".png does not exist")
+    assert f"error: no data root {own_data}" in error(train, [*argv, "--resume", "auto"])
+    (tmp_path / "away").rename(own_data)
+    assert train([*argv, "--resume", "auto"]) == 0
+    one, other = (torch.load(tmp_path / name / "last.pth", weights_only=True) for name in ("unbroken", "broken"))
+    assert all(torch.equal(value, other["state_dict"][key]) for key, value in one["state_dict"].items())
+
+
 def test_unwritable_output(tmp_path, train, train_args, error):
     (tmp_path / "file").write_text("in the way")
     assert f"cannot write to output {tmp_path / 'file'}" in error(train, train_args(tmp_path / "file"))
@@ -281,10 +308,17 @@ def test_resume_with_another_config(setting, expected, run, tmp_path, train, tra
 
 
 def test_resume_with_other_classes(run, own_data, tmp_path, train, train_args, error):
+    argv = [*train_args(tmp_path / "output", f"data.root={own_data}"), "--resume", str(run / "last.pth")]
     for split in ("train", "val"):
         (own_data / split / "red").rename(own_data / split / "rot")
-    argv = [*train_args(tmp_path / "output", f"data.root={own_data}"), "--resume", str(run / "last.pth")]
-    assert f"checkpoint {run / 'last.pth'} is of another run: class_names" in error(train, argv)
+    start = f"error: checkpoint {run / 'last.pth'} is of another run: "
+    assert error(train, argv) == f"{start}class_names (3 were, 3 are; red is missing; rot is new)"
+    for split in ("train", "val"):
+        shutil.rmtree(own_data / split / "rot")
+    message = error(train, argv)
+    assert message.startswith(start)
+    assert message.endswith("class_names (3 were, 2 are; red is missing)")
+    assert not (tmp_path / "output").exists()
 
 
 def test_resume_without_training_state(tmp_path, train, train_args, error):

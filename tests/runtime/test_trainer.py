@@ -1,9 +1,11 @@
 """The training loop with a task that is not about classes."""
 
 import csv
+import errno
 import itertools
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,6 +150,53 @@ def test_signal_to_one_of_two_processes_stops_both(config, tmp_path):
     stopped = "saved after 1 of 2 steps of epoch 2"
     assert run_ranks(signalled) == [f"signal to another process: {stopped}", f"SIGUSR1: {stopped}"]
     run_ranks(lambda: run(MeanColour, config("broken"), resume="auto") and None)
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+@pytest.mark.parametrize(("size", "dead"), [(2, 1), (3, 1)])
+def test_process_that_dies(size, dead, config, tmp_path):
+    """The others end and name it, of several perhaps with some that still wait; with all back, the run goes on."""
+
+    def train():
+        if os.environ["RANK"] == str(dead):
+            signal_at_step(pytest.MonkeyPatch(), signal.SIGKILL, 2)
+        try:
+            run(MeanColour, config(save={"minutes": 1e-9}))
+        except UserError as error:
+            (tmp_path / os.environ["RANK"]).write_text(str(error))
+
+    begin = time.monotonic()
+    with pytest.raises(EOFError):  # no answer from the dead
+        run_ranks(train, size)
+    assert time.monotonic() - begin < 60
+    for rank in {*range(size)} - {dead}:
+        said = (tmp_path / str(rank)).read_text()
+        expected = f"rank {rank} of {size} lost the connection to another; it has no answer from rank {dead}"
+        assert said.startswith(expected)
+        assert size > 2 or said == expected
+    run_ranks(lambda: run(MeanColour, config(), resume="auto") and None, size)
+    assert load(tmp_path / "output" / "last.pth")["epoch"] == 3
+
+
+def test_disk_that_fills_within_an_epoch(config, tmp_path, monkeypatch):
+    run(MeanColour, config("unbroken"))
+    writes, save = itertools.count(1), torch.save
+
+    def fill(state, file):
+        if next(writes) == 4:
+            file.write(b"x" * 1000)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, file)
+
+    keys = {"save": {"minutes": 1e-9}}
+    with monkeypatch.context() as patch:
+        patch.setattr("vrwkv.runtime.checkpoint.torch.save", fill)
+        with pytest.raises(UserError, match=r"cannot write .*last.pth: .*No space left on device"):
+            run(MeanColour, config("broken", **keys))
+    states = [load(tmp_path / "broken" / name)["step"] for name in ("last.pth", "last.1.pth")]
+    assert states == [2, 1]
+    assert not list((tmp_path / "broken").glob("*.tmp"))
+    run(MeanColour, config("broken", **keys), resume="auto")
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
 
 

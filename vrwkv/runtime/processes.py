@@ -1,11 +1,12 @@
 """The device, and the processes that torchrun started."""
 
 import functools
+import os
 import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, get_args
@@ -20,7 +21,7 @@ Amp = Literal["none", "bfloat16", "float16"]
 """The number format of a forward pass; none: as the weights."""
 AMP: tuple[Amp, ...] = get_args(Amp)
 
-ROLL_CALL = 15  # seconds for the processes that are left to say so when one is gone
+ROLL_CALL = 10  # seconds for the processes that are left to say so when one is gone
 
 
 class World(NamedTuple):
@@ -82,25 +83,32 @@ def join_world(device: str) -> Iterator[World]:
             yield world
         except RuntimeError as error:
             if world.distributed and re.search(r"gloo|nccl|connection|timed out", str(error), re.IGNORECASE):
-                raise UserError(_lost(world, error)) from error
+                raise UserError(_lost(world)) from error
             raise
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
 
-def _lost(world: World, error: RuntimeError) -> str:
-    """Which process is gone, as far as those that are left can tell each other in `ROLL_CALL` seconds."""
-    names = "another process"
-    try:
-        torch.distributed.monitored_barrier(world.control, timedelta(seconds=ROLL_CALL), wait_all_ranks=True)
-    except RuntimeError as answer:
-        missing = re.search(r"[Rr]anks? ([\d, ]+) failed to pass", str(answer))
-        if missing:
-            names = f"rank {missing[1]}"
-        elif not world.primary:
-            names = "rank 0, or what it lost first"
-    return f"rank {world.rank} of {world.size} lost the connection to {names}: {first_line(error)}"
+def _lost(world: World) -> str:
+    """Says which process is gone: those that are left call each other's names, for `ROLL_CALL` seconds."""
+    absent, until = [rank for rank in range(world.size) if rank != world.rank], time.monotonic() + ROLL_CALL
+    if world.size > 2:
+        # A launcher may end this process meanwhile; and where there is none, the store is gone with rank 0.
+        with suppress(RuntimeError, KeyboardInterrupt):
+            store = torch.distributed.TCPStore(
+                os.environ["MASTER_ADDR"],
+                int(os.environ["MASTER_PORT"]),
+                is_master=False,
+                wait_for_workers=False,
+                timeout=timedelta(seconds=ROLL_CALL / 2),
+            )
+            store.set(f"left/{world.rank}", "")
+            while len(absent) > 1 and time.monotonic() < until:
+                absent = [rank for rank in absent if not store.check([f"left/{rank}"])]
+                time.sleep(0.2)
+    names = ", ".join(f"rank {rank}" for rank in absent)
+    return f"rank {world.rank} of {world.size} lost the connection to another; it has no answer from {names}"
 
 
 def autocast(world: World, amp: Amp) -> torch.autocast:
