@@ -96,6 +96,14 @@ def test_number_of_workers_does_not_matter(workers, unbroken, tmp_path, train, t
     assert_same_run(unbroken, tmp_path)
 
 
+def wait_for_states(path, count):
+    """Until a file was written so many times."""
+    for _ in range(count):
+        before = path.exists() and path.stat().st_mtime_ns
+        while (path.exists() and path.stat().st_mtime_ns) == before:
+            time.sleep(1e-3)
+
+
 def test_killed_at_any_moment(unbroken, tmp_path, train, train_args):
     """After some steps, in the middle of accumulation, of an update or of a file; each time it is resumed."""
     argv = [*train_args(tmp_path, *STOCHASTIC, "save.minutes=1e-9"), "--resume", "auto"]
@@ -106,7 +114,8 @@ def test_killed_at_any_moment(unbroken, tmp_path, train, train_args):
             if line.startswith(("resuming from", "no ")):
                 resumed.append(line)
                 break
-        time.sleep(generator.uniform(0.05, 0.4))
+        wait_for_states(tmp_path / "last.pth", generator.randint(1, 2))
+        time.sleep(generator.uniform(0, 0.05))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert train(argv) == 0
