@@ -92,6 +92,10 @@ def test_bad_mask_in_a_worker(own_scenes, config_path, train_segmentor, error, t
         (["model"], "--cfg-options takes KEY=VALUE, got 'model'"),
         (["model.backbone=[(1]"], "--cfg-options cannot be read: "),
         (["model=3"], "config key model must be a valid dictionary, not 3"),
+        (
+            ["val_evaluator.iou_metrics=[mIuO]"],
+            "config key val_evaluator[0].iou_metrics[0] must be 'mIoU', 'mDice' or ",
+        ),
         (["train_pipeline.x=3"], "train_pipeline.x=3 does not fit the config: "),
         (["model.test_cfg.mode=slid"], "config key model.test_cfg.mode must be 'whole' or 'slide', not 'slid'"),
         (

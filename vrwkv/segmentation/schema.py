@@ -148,6 +148,10 @@ class _TrainLoop(_Settings):
     val_interval: Count = 1
 
 
+class _Evaluator(_Part):
+    iou_metrics: list[Literal["mIoU", "mDice", "mFscore"]] = Field([])
+
+
 class _Hook(_Settings):
     interval: int = -1
 
@@ -164,6 +168,8 @@ class _Config(_Settings):
     test_dataloader: _Loader | None = None
     test_pipeline: list[_Step] = Field([])
     tta_pipeline: list[_Step] = Field([])
+    val_evaluator: Annotated[list[_Evaluator], BeforeValidator(_listed)] = Field([])
+    test_evaluator: Annotated[list[_Evaluator], BeforeValidator(_listed)] = Field([])
     optim_wrapper: _OptimWrapper | None = None
     param_scheduler: Annotated[list[_Scheduler], BeforeValidator(_listed)] = Field([])
     train_cfg: _TrainLoop | None = None
