@@ -18,13 +18,17 @@ def _rates_in_range(args: dict[str, Any]) -> dict[str, Any]:
     return args
 
 
+ModelArgs = Annotated[dict[str, Any], AfterValidator(_rates_in_range)]
+
+
 class ModelConfig(Section):
     name: Text  # any timm model
-    args: Annotated[dict[str, Any], AfterValidator(_rates_in_range)] = Field(default_factory=dict)
+    args: ModelArgs = Field(default_factory=dict)
     """Keywords of its constructor."""
     pretrained: Annotated[bool, MAY_CHANGE] = False  # start from the published weights
     checkpoint: Annotated[Text | None, MAY_CHANGE] = None
     """Start from this file's weights; a head of another size is left out."""
+    head_only: bool = False  # a linear probe: train the classifier, with the rest as it is and in evaluation mode
     grad_checkpointing: Annotated[bool, MAY_CHANGE] = False
     compile: Annotated[bool, MAY_CHANGE] = False
 

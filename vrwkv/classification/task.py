@@ -41,6 +41,9 @@ class ClassificationTask(Task):
         self.model = create_model(config.model.name, self.model_args, config.model.pretrained)
         if path := config.model.checkpoint:
             checkpoint.load(self.model, checkpoint.read(path), path, new_head=True)
+        if config.model.head_only:
+            self.model.requires_grad_(False)
+            self.model.get_classifier().requires_grad_(True)  # type: ignore[operator] # every timm model has it
         if config.model.grad_checkpointing:
             self.model.set_grad_checkpointing(True)  # type: ignore[operator]
         self.model.to(world.device)
@@ -70,6 +73,8 @@ class ClassificationTask(Task):
 
     def training_step(self, model: nn.Module, batch: Any) -> StepResult:
         """The loss of pictures (B, C, H, W) and their classes (B,), erased and mixed where that is asked for."""
+        if self.config.model.head_only:
+            model.eval()
         images, target = self.mixing(*batch)
         logits = model(images)
         classes = target.argmax(1) if target.ndim == 2 else target

@@ -4,6 +4,8 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from vrwkv.layers.grid import Grid
+
 
 class Block(nn.Module):
     """Spatial mix and channel mix, each added to its input, with the norm before (pre-norm) or after it (post-norm).
@@ -44,7 +46,7 @@ class Block(nn.Module):
             if gamma is not None and self.init_values is not None:
                 nn.init.constant_(gamma, self.init_values)
 
-    def forward(self, x: Tensor, patch_resolution: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, patch_resolution: Grid) -> Tensor:
         """Mix the tokens ``x (B, T, C)`` of an ``(H, W)`` grid; returns ``(B, T, C)``."""
         att = self.ln1(self.att(x, patch_resolution)) if self.post_norm else self.att(self.ln1(x), patch_resolution)
         x = self._add(x, self.gamma1, att)

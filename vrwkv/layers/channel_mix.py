@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from vrwkv.layers.autocast import autocast_input
+from vrwkv.layers.grid import Grid
 from vrwkv.layers.mix import Mix
 from vrwkv.layers.recompute import recomputed
 from vrwkv.ops import sigmoid_gate, squared_relu
@@ -50,7 +51,7 @@ class ChannelMix(Mix):
         self.spatial_mix_k.copy_(mix)
         self.spatial_mix_r.copy_(mix)
 
-    def forward(self, x: Tensor, patch_resolution: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, patch_resolution: Grid) -> Tensor:
         """Mix the channels of ``x (B, T, C)`` on an ``(H, W)`` grid; returns ``(B, T, C)``."""
         x, shift = autocast_input(x), self.shift_on(patch_resolution)
         if self._in_pieces(x):

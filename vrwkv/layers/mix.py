@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vrwkv.ops import q_shift_mix
+from vrwkv.layers.grid import Grid, q_shift_mix_on
 
-torch.fx.wrap("q_shift_mix")  # tracers look for functions to wrap beside `forward`, not beside what that calls
+torch.fx.wrap("q_shift_mix_on")  # tracers look for functions to wrap beside `forward`, not beside what that calls
 
 
 class Mix(nn.Module):
@@ -45,10 +45,11 @@ class Mix(nn.Module):
         """Names of the parameters that should not decay."""
         return {name for name, _ in self.named_parameters(recurse=False)}
 
-    def shift_on(self, patch_resolution: tuple[int, int]) -> Callable[..., tuple[Tensor, ...]]:
-        """Q-Shift on an ``(H, W)`` grid, as a function from tokens ``(B, T, C)`` and mixes ``(C,)`` to mixed tokens."""
+    def shift_on(self, patch_resolution: Grid) -> Callable[..., tuple[Tensor, ...]]:
+        """Q-Shift on an ``(H, W)`` grid or a part of it, as a function from tokens ``(B, T, C)`` and mixes ``(C,)`` to
+        mixed tokens."""
 
         def shift(x: Tensor, *mixes: Tensor) -> tuple[Tensor, ...]:
-            return q_shift_mix(x, mixes, patch_resolution, self.shift_pixel, self.channel_gamma, self.heads)
+            return q_shift_mix_on(patch_resolution, x, mixes, self.shift_pixel, self.channel_gamma, self.heads)
 
         return shift

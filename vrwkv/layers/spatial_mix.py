@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vrwkv.layers.autocast import autocast_input
+from vrwkv.layers.grid import Grid
 from vrwkv.layers.mix import Mix
 from vrwkv.layers.recompute import recomputed
 from vrwkv.ops import bi_wkv, sigmoid_gate
@@ -56,7 +57,7 @@ class SpatialMix(Mix):
         self.spatial_mix_v.copy_(mix + 0.3 * self.rising)
         self.spatial_mix_r.copy_(mix**0.5)
 
-    def forward(self, x: Tensor, patch_resolution: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, patch_resolution: Grid) -> Tensor:
         """Mix the tokens ``x (B, T, C)`` of an ``(H, W)`` grid; returns ``(B, T, C)``."""
         tokens = x.shape[1]
         x, shift = autocast_input(x), self.shift_on(patch_resolution)

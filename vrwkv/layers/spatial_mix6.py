@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from vrwkv.layers.autocast import autocast_input
+from vrwkv.layers.grid import Grid, q_shift_mix_on
 from vrwkv.layers.mix import Mix
 from vrwkv.layers.recompute import recomputed
-from vrwkv.ops import low_rank, low_rank_mix, norm_gate, q_shift_mix, wkv6
+from vrwkv.ops import low_rank, low_rank_mix, norm_gate, wkv6
 
 MIX_RANK, DECAY_RANK = 32, 64
 """Of the low-rank matrices that make mixes and decays depend on the tokens."""
@@ -70,13 +71,13 @@ class SpatialMix6(Mix):
         for matrix in (self.time_maa_w1, self.time_maa_w2, self.time_decay_w1, self.time_decay_w2):
             nn.init.uniform_(matrix, -1e-4, 1e-4)
 
-    def forward(self, x: Tensor, patch_resolution: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, patch_resolution: Grid) -> Tensor:
         """Mix the tokens ``x (B, T, C)`` of an ``(H, W)`` grid; returns ``(B, T, C)``."""
         x = autocast_input(x)
-        options = patch_resolution, self.shift_pixel, self.channel_gamma, self.heads
+        options = self.shift_pixel, self.channel_gamma, self.heads
         matrices = self.time_maa_w1, self.time_maa_w2, self.time_decay_w1, self.time_decay_w2
         mixes = (self.time_maa_x, self.time_maa_w, self.time_maa_k, self.time_maa_v, self.time_maa_r, self.time_maa_g)
-        mix = partial(mixed_and_decay, options)
+        mix = partial(mixed_and_decay, patch_resolution, options)
         with recomputed(mix, x, self.time_decay, *matrices, *mixes) as (w, xk, xv, xr, xg):
             k, v, r, g = self.key(xk), self.value(xv), self.receptance(xr), self.gate(xg)
             del xk, xv, xr, xg  # their memory serves what follows
@@ -90,7 +91,8 @@ class SpatialMix6(Mix):
 
 
 def mixed_and_decay(
-    options: tuple[tuple[int, int], int, float, int],
+    grid: Grid,
+    options: tuple[int, float, int],
     x: Tensor,
     decay: Tensor,
     mix_matrix: Tensor,
@@ -103,7 +105,8 @@ def mixed_and_decay(
     """Raw decays of the recurrence, and the inputs of key, value, receptance and gate; ``(B, T, C)`` each.
 
     Args:
-        options: of :func:`vrwkv.ops.q_shift_mix`.
+        grid: where the tokens stand.
+        options: shift_pixel, channel_gamma and heads of :func:`vrwkv.ops.q_shift_mix`.
         x: tokens, ``(B, T, C)``.
         decay: the decays' part that does not depend on the tokens, ``(C,)``.
         mix_matrix, mix_matrices: low-rank matrices of the mixes, ``(C, 5 R)`` and ``(5, R, C)``.
@@ -111,7 +114,7 @@ def mixed_and_decay(
         mix: share of the shifted tokens in what the mixes depend on, ``(C,)``.
         mixes: the mixes' parts that do not depend on the tokens, ``(C,)`` each.
     """
-    base, shifted = q_shift_mix(x, (1 - mix, torch.zeros_like(mix)), *options)
+    base, shifted = q_shift_mix_on(grid, x, (1 - mix, torch.zeros_like(mix)), *options)
     h = base @ mix_matrix.to(x.dtype)
     xw, *rest = low_rank_mix(x, shifted, h, mix_matrices, torch.stack(mixes))
     return low_rank(xw @ decay_matrix.to(x.dtype), decay_matrices, decay), *rest

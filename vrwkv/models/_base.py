@@ -13,7 +13,7 @@ from timm.models import build_model_with_cfg, checkpoint, clean_state_dict
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from vrwkv.layers import Block, ChannelMix, compiled_layout, resize_pos_embed
+from vrwkv.layers import Block, ChannelMix, Grid, compiled_layout, resize_pos_embed
 from vrwkv.runtime.checkpoint import convert_on_load, unwrap
 
 __all__ = ["VisionRWKVBase", "build_model", "checkpoint_filter_fn", "make_cfg"]
@@ -241,7 +241,7 @@ class VisionRWKVBase(nn.Module):
         x = x.flatten(1, 2)  # (B, T, C)
         return x + resize_pos_embed(self.pos_embed, self.grid_size, (height, width)), (height, width)
 
-    def run_block(self, index: int, x: Tensor, patch_resolution: tuple[int, int]) -> Tensor:
+    def run_block(self, index: int, x: Tensor, patch_resolution: Grid) -> Tensor:
         """Block number ``index`` on the tokens ``x (B, T, C)``, recomputed in the backward pass where that is set."""
         block = self.blocks[index]
         if self.grad_checkpointing and torch.is_grad_enabled():
@@ -301,7 +301,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: VisionRWKVBase) -
 
     Args:
         state_dict: what the authors published, as a whole or the weights in it, with or without the classifier and the
-            prefix ``backbone.``; or a state dict of this class, also of a wrapped model.
+            prefix ``backbone.``; or a state dict of this class, also of a wrapped model or of a masked autoencoder.
         model: the model to load it into; its position embedding says which grid is wanted.
 
     Returns:
@@ -311,6 +311,8 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: VisionRWKVBase) -
         ValueError: the position embedding must be resized, but its own grid is not known.
     """
     state_dict = unwrap(state_dict)
+    if "decoder.mask_token" in state_dict:
+        state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith("decoder.")}
     published = any(name.endswith("patch_embed.projection.weight") for name in state_dict)
     converted = {}
     for name, tensor in clean_state_dict(dict(state_dict)).items():

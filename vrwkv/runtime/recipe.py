@@ -1,6 +1,6 @@
 """What every training run is asked for, and timm's optimizer and schedule for it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, Field
@@ -27,6 +27,8 @@ class OptimConfig(Section):
     """lr is meant for this many samples per update and scaled to the real number."""
     name: Annotated[str, AfterValidator(_known_optimizer)] = "adamw"
     weight_decay: NotNegative = 0.05
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] | None = None
+    """Of optimizers of Adam's kind; None: the optimizer's own."""
     clip_grad: Positive | None = None  # largest norm of all gradients
     accumulate: Annotated[int, Field(ge=1)] = 1  # steps per update
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -78,7 +80,8 @@ def create_optimizer(
     if schedule.name != "constant" and lr < schedule.min_lr:
         raise UserError(f"schedule.min_lr must not be above the learning rate of {lr:g}, not {schedule.min_lr:g}")
     try:
-        optimizer = create_optimizer_v2(model, optim.name, lr, optim.weight_decay)
+        options: dict[str, Any] = {"betas": tuple(optim.betas)} if optim.betas else {}
+        optimizer = create_optimizer_v2(model, optim.name, lr, optim.weight_decay, **options)
         scheduler, _ = create_scheduler_v2(
             optimizer,
             schedule.name,
