@@ -81,6 +81,13 @@ def largest_shared_bytes(name: str) -> int:
         channels, length = (8, 8) if size == 8 else (16, 16)
         segment = tensors * (length + 1) * channels * size + channels * 2 * 4 * accumulate
         return min(16, 48 * 1024 // segment) * segment
+    tokens = 32 if size == 8 else 64
+    if kernel == "chunk_states_kernel":
+        return (tokens * (2 * 40 + 72) + 256) * accumulate
+    if kernel == "outputs_kernel":
+        return max(2 * tokens * 36 + 256, tokens * (tokens + 5 + 72)) * accumulate
+    if kernel == "gradients_kernel":
+        return (2 * tokens * 36 + tokens * (tokens + 4) + 5 * 256 + 32) * accumulate
     if kernel == "reduce_rows_kernel":
         return 256 * 8
     if kernel == "mix_backward_kernel":

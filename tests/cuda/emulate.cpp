@@ -4,6 +4,7 @@
 #include <_bi_wkv/bi_wkv.cpp>
 #include <_gating/gating.cpp>
 #include <_q_shift/q_shift.cpp>
+#include <_wkv6/wkv6.cpp>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 

@@ -16,6 +16,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -88,6 +89,8 @@ class Machine {
     error_.clear();
     fibres_.assign(threads, Fibre{State::kReady, "", 0, 0, 0, 0, {}});
     started_.assign(threads, false);
+    turns_.assign(threads, 0);
+    for (auto& given : fragments_) given.resize(threads);
     while (stacks_.size() < threads) stacks_.emplace_back(new char[kStackBytes]);
     begin_shared(shared_bytes);
     std::vector<unsigned int> order(threads);
@@ -121,6 +124,16 @@ class Machine {
   }
 
   unsigned int lane() const { return current_ % kWarp; }
+
+  // What each lane of the warp gives, for all of them. No lane comes by twice before all have been here, so that two
+  // places suffice.
+  using Fragment = std::array<float, 6>;
+  const Fragment* gather(const Fragment& given, const char* file, int line) {
+    std::vector<Fragment>& all = fragments_[turns_[current_] ^= 1];
+    all[current_] = given;
+    exchange(~0u, 0, 0, file, line);
+    return &all[current_ / kWarp * kWarp];
+  }
 
   // ---- Shared memory ----
 
@@ -253,6 +266,8 @@ class Machine {
   std::vector<bool> started_;
   std::vector<std::unique_ptr<char[]>> stacks_;
   std::vector<uint64_t> exchanged_;
+  std::vector<Fragment> fragments_[2];
+  std::vector<unsigned char> turns_;
   std::vector<unsigned char> memory_;
   std::vector<Shadow> shadow_;
   size_t shared_bytes_ = 0;
@@ -344,6 +359,7 @@ class SharedPointer {
  public:
   SharedPointer() = default;
   explicit SharedPointer(int64_t offset) : offset_(offset) {}
+  operator SharedPointer<const T>() const { return SharedPointer<const T>(offset_); }
   SharedReference<T> operator[](int64_t i) const {
     return SharedReference<T>(offset_ + i * static_cast<int64_t>(sizeof(T)));
   }
@@ -439,6 +455,33 @@ Global<T> global(const torch::stable::Tensor& tensor) {
 }
 
 inline void forget_loads() {}
+
+constexpr bool kHasTf32 = true;
+
+inline float with_bits(float x, uint32_t added, uint32_t kept) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(x));
+  if (x - x == 0) bits += added;  // infinity and NaN stay
+  bits &= kept;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
+inline float to_tf32(float x) { return with_bits(x, 0x1000, 0xffffe000); }
+
+// As the tensor core: it ignores the low 13 bits of a and b.
+inline void multiply_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2], const char* file = __builtin_FILE(),
+                          int line = __builtin_LINE()) {
+  const auto* lanes = emulation::machine.gather({a[0], a[1], a[2], a[3], b[0], b[1]}, file, line);
+  const auto truncated = [&](int lane, int which) { return with_bits(lanes[lane][which], 0, 0xffffe000); };
+  const int row = emulation::machine.lane() / 4, column = emulation::machine.lane() % 4 * 2;
+  for (int i = 0; i < 4; ++i) {
+    for (int k = 0; k < 8; ++k) {
+      const int from_a = row * 4 + k % 4, from_b = (column + i % 2) * 4 + k % 4;
+      c[i] += truncated(from_a, i / 2 + k / 4 * 2) * truncated(from_b, 4 + k / 4);
+    }
+  }
+}
 
 class Context {
  public:

@@ -19,6 +19,20 @@ __global__ void block_sum(Global<const float> x, Global<float> out) {
   }
 }
 
+// Each warp multiplies whole numbers; the lanes' places are those that the PTX manual gives.
+__global__ void tensor_core(Global<const float> x, Global<float> out) {
+  const int i = threadIdx.x % 32 / 4, j = threadIdx.x % 4;
+  const auto a = [&](int row, int k) -> float { return x[(row * 8 + k) % 96]; };
+  const auto b = [&](int k, int column) -> float { return x[(k * 8 + column) * 5 % 96]; };
+  const float left[4] = {a(i, j), a(i + 8, j), a(i, j + 4), a(i + 8, j + 4)}, right[2] = {b(j, i), b(j + 4, i)};
+  float c[4] = {};
+  vrwkv::multiply_tf32(c, left, right);
+  for (int element = 0; element < 4; ++element) {
+    const int place = (i + element / 2 * 8) * 8 + 2 * j + element % 2;
+    if (place < 96) out[place] = c[element];
+  }
+}
+
 __global__ void shuffle_of_half_a_warp(Global<const float> x, Global<float> out) {
   if (threadIdx.x < 16) out[threadIdx.x] = __shfl_down_sync(~0u, x[threadIdx.x], 1);
 }
@@ -73,6 +87,7 @@ extern "C" __attribute__((visibility("default"))) const char* self_test(const ch
   static std::string message;
   const std::pair<const char*, void (*)(Global<const float>, Global<float>)> kernels[] = {
       {"block_sum", block_sum},
+      {"tensor_core", tensor_core},
       {"shuffle_of_half_a_warp", shuffle_of_half_a_warp},
       {"different_barriers", different_barriers},
       {"barrier_without_all", barrier_without_all},

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support import wkv6_cases
 from support.bi_wkv_cases import make_case
 from support.scripts import load_script
 
@@ -21,7 +22,7 @@ def kernels(tool):
 
 def test_every_kernel_is_reported_for_every_architecture(tool, kernels):
     names = {kernel.name for kernel in kernels}
-    assert {"forward_kernel<half>", "backward_kernel<double>", "mix_backward_kernel<bfloat16,4>"} <= names
+    assert {"forward_kernel<half>", "mix_backward_kernel<bfloat16,4>", "gradients_kernel<double>"} <= names
     assert len(kernels) == 2 * len(names)
     assert all(name in tool.table(kernels) for name in names)
 
@@ -58,3 +59,20 @@ def test_shared_memory_of_the_largest_launch(tool, emulated, dtype, name):
     emulated._bi_wkv_backward(grad, *inputs)
     limit = tool.largest_shared_bytes(f"backward_kernel<{name}>")
     assert 0.5 * limit < emulated.largest_shared_bytes() <= limit
+
+
+@pytest.mark.parametrize(
+    "dtype, name", [(torch.float32, "float"), (torch.bfloat16, "bfloat16"), (torch.float64, "double")]
+)
+def test_shared_memory_of_wkv6(tool, emulated, dtype, name):
+    grad, *inputs = wkv6_cases.make_case(2, 65, 2, 16).to(dtype)
+    forward = [tool.largest_shared_bytes(f"{kernel}<{name}>") for kernel in ("chunk_states_kernel", "outputs_kernel")]
+    emulated.configure()
+    emulated.wkv6(*inputs)
+    assert emulated.largest_shared_bytes() == max(forward)
+    emulated._wkv6_backward(grad, *inputs)  # runs the kernels of the forward too
+    backward = tool.largest_shared_bytes(f"gradients_kernel<{name}>")
+    assert emulated.largest_shared_bytes() == max(*forward, backward)
+    emulated.configure()
+    emulated.wkv6(*(x[:, :30] if x.dim() == 4 else x for x in inputs))  # one chunk has no states
+    assert emulated.largest_shared_bytes() == forward[1]

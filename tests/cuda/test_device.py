@@ -3,11 +3,12 @@
 import pytest
 import timm
 import torch
+from support import wkv6_cases
 from support.bi_wkv_cases import NAMES, REGIMES, make_case
 from support.tolerances import BACKWARD, FORWARD, assert_close
 
 import vrwkv  # noqa: F401
-from vrwkv.ops import _extension, bi_wkv, q_shift, q_shift_mix
+from vrwkv.ops import _extension, bi_wkv, q_shift, q_shift_mix, wkv6
 
 pytestmark = [
     pytest.mark.cuda,
@@ -32,10 +33,16 @@ def random_inputs(batch, tokens, channels, dtype=torch.float32, device="cuda"):
     return [w, u / tokens, k.to(dtype), v.to(dtype)]
 
 
+def apply_all(w, u, k, v, grid):
+    """Every op on these inputs; wkv6 has heads of 16 channels."""
+    r, d, b = (x.unflatten(-1, (-1, 16)) for x in (v, k, u))
+    return [bi_wkv(w, u, k, v), q_shift(k, grid), *q_shift_mix(v, [w, u], grid), wkv6(r, d, r, d, b)]
+
+
 def run_all(inputs, grid):
     """Outputs and gradients of every op on these inputs."""
-    w, u, k, v = inputs = [x.detach().requires_grad_() for x in inputs]
-    outputs = [bi_wkv(w, u, k, v), q_shift(k, grid), *q_shift_mix(v, [w, u], grid)]
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    outputs = apply_all(*inputs, grid)
     grads = [torch.ones_like(y) * (1 + i) for i, y in enumerate(outputs)]
     return [y.detach() for y in outputs] + list(torch.autograd.grad(outputs, inputs, grads))
 
@@ -51,6 +58,19 @@ def test_bi_wkv_against_the_reference(shape, regime, dtype):
     gradients = torch.autograd.grad(y, inputs, grad)
     for name, actual, wanted, scale in zip(NAMES, gradients, case.gradients, case.scales[1:], strict=True):
         assert_close(actual, wanted, BACKWARD, dtype, scale=scale), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("decays", wkv6_cases.DECAYS)
+@pytest.mark.parametrize("shape", [(3, 1, 2, 8), (2, 2, 1, 40), (1, 31, 2, 64), (2, 196, 3, 64), (1, 257, 1, 80)])
+def test_wkv6_against_the_reference(shape, decays, dtype):
+    case = wkv6_cases.make_case(*shape, decays)
+    grad, *inputs = (x.cuda().requires_grad_() for x in case.to(dtype))
+    y = wkv6(*inputs)
+    assert_close(y, case.y, FORWARD, dtype)
+    gradients = torch.autograd.grad(y, inputs, grad)
+    for name, actual, wanted in zip(wkv6_cases.NAMES, gradients, case.gradients, strict=True):
+        assert_close(actual, wanted, BACKWARD, dtype, scale=max(wanted.abs().max().item(), 1.0)), name
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3])
@@ -101,11 +121,8 @@ def test_torch_compile():
     inputs = random_inputs(2, 196, 64)
     expected = run_all(inputs, (14, 14))
 
-    def forward(w, u, k, v):
-        return bi_wkv(w, u, k, v), q_shift(k, (14, 14)), *q_shift_mix(v, [w, u], (14, 14))
-
     inputs = [x.requires_grad_() for x in inputs]
-    outputs = torch.compile(forward, fullgraph=True)(*inputs)
+    outputs = torch.compile(apply_all, fullgraph=True)(*inputs, (14, 14))
     gradients = torch.autograd.grad(outputs, inputs, [torch.ones_like(y) * (1 + i) for i, y in enumerate(outputs)])
     for actual, wanted in zip((*outputs, *gradients), expected, strict=True):
         assert_close(actual, wanted, BACKWARD, torch.float32)
@@ -141,10 +158,11 @@ def test_tensors_of_another_device_are_refused():
         q_shift_mix(k, [w.cpu()], (2, 2))
 
 
+@pytest.mark.parametrize("name", ["test_vrwkv", "test_vrwkv6"])
 @pytest.mark.parametrize("size", [(64, 64), (48, 96)])
-def test_model_matches_the_cpu(size):
+def test_model_matches_the_cpu(size, name):
     torch.manual_seed(0)
-    model = timm.create_model("test_vrwkv", num_classes=10).eval()
+    model = timm.create_model(name, num_classes=10).eval()
     images = torch.randn(2, 3, *size)
     expected = model(images)
     expected.square().sum().backward()
@@ -159,10 +177,11 @@ def test_model_matches_the_cpu(size):
         assert_close(p.grad, gradients[name], {torch.float32: 1e-2}, torch.float32, scale=scale), name
 
 
+@pytest.mark.parametrize("name", ["test_vrwkv", "test_vrwkv6"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_model_trains_under_autocast(dtype):
+def test_model_trains_under_autocast(dtype, name):
     torch.manual_seed(0)
-    model = timm.create_model("test_vrwkv", num_classes=10).cuda()
+    model = timm.create_model(name, num_classes=10).cuda()
     images = torch.randn(4, 3, 64, 64, device="cuda")
     with torch.autocast("cuda", dtype=dtype):
         loss = torch.nn.functional.cross_entropy(model(images), torch.arange(4, device="cuda"))

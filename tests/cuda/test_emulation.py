@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import wkv6_cases
 from support.bi_wkv_cases import make_case
 from support.emulation import HERE, OPS, Emulated, link
 from support.tolerances import BACKWARD, FORWARD, assert_close
@@ -49,6 +50,13 @@ def test_a_right_kernel_runs(self_test):
     assert error == "" and out[0] == THREADS * (THREADS + 1) / 2
 
 
+def test_the_tensor_core_multiplies(self_test):
+    error, out = self_test("tensor_core")
+    places = torch.arange(16 * 8).view(16, 8) % THREADS
+    a, b = places + 1.0, places[:8] * 5 % THREADS + 1.0  # whole numbers, which TF32 holds
+    assert error == "" and torch.equal(out, (a @ b).flatten()[:THREADS])
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_named(self_test, name):
     error, _ = self_test(name)
@@ -60,6 +68,8 @@ BI_WKV_BACKWARD = "_bi_wkv/bi_wkv_cuda_bwd.cu"
 TILE = "_bi_wkv/bi_wkv_tile.cuh"
 Q_SHIFT = "_q_shift/q_shift_cuda"
 Q_SHIFT_BACKWARD = "_q_shift/q_shift_cuda_bwd.cu"
+WKV6 = "_wkv6/wkv6_cuda"
+WKV6_CHUNK = "_wkv6/wkv6_cuda_chunk.cuh"
 DTYPES = "common/dtypes.h"
 # name: (kernels that are built, file, text, its replacement, part of the error or "" where results are wrong)
 FAULTS = {
@@ -77,8 +87,25 @@ FAULTS = {
         Q_SHIFT, Q_SHIFT_BACKWARD, "      __syncthreads();  // before the sums of the next mix\n", "", "race"),
     "unguarded_edge_of_the_grid": (
         Q_SHIFT, f"{Q_SHIFT}.cuh", "column >= 0 && column < grid.width", "column >= 0", "global access"),
+    "dropped_barrier_between_levels": (
+        WKV6, f"{WKV6}_fwd.cu", "    add_weights(left, right, columns, half, gathered);\n    __syncthreads();",
+        "    add_weights(left, right, columns, half, gathered);", "race"),
+    "dropped_barrier_between_the_products": (
+        WKV6, f"{WKV6}_bwd.cu",
+        "      __syncthreads();\n      store_products<scalar_t>(of_r", "      store_products<scalar_t>(of_r", "race"),
+    "tokens_meet_more_than_once": (WKV6, WKV6_CHUNK, "& ~(half - 1)) == half", "& half) == half", ""),
+    "own_decay_is_counted": (
+        WKV6, WKV6_CHUNK, "      sum += logs[i];\n    }\n    sum = outside;",
+        "      sum += logs[i];\n      factors[i] = sum;\n    }\n    sum = outside;", ""),
+    "unguarded_columns": (
+        WKV6, WKV6_CHUNK, "return token < tokens && column < size;", "return token < tokens;", "global access"),
+    "swapped_registers_of_the_tensor_core": (
+        WKV6, "common/cuda_matmul.cuh", "to_tf32(b(k + j, column)), to_tf32(b(k + j + 4, column))",
+        "to_tf32(b(k + j + 4, column)), to_tf32(b(k + j, column))", ""),
 }  # fmt: skip
-OTHER_DTYPES = """  if (dtype == ScalarType::Double) return function(double());
+SCALARS = {BI_WKV: "float", Q_SHIFT: "float", WKV6: "c10::Half"}
+ALL_DTYPES = """  if (dtype == ScalarType::Float) return function(float());
+  if (dtype == ScalarType::Double) return function(double());
   if (dtype == ScalarType::Half) return function(c10::Half());
   return function(c10::BFloat16());
 """
@@ -86,14 +113,15 @@ OTHER_DTYPES = """  if (dtype == ScalarType::Double) return function(double());
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory) -> dict[str, Emulated]:
-    """A library for each fault: a copy of the sources with one text replaced, float only."""
+    """A library for each fault: a copy of the sources with one text replaced, one dtype only."""
     directory = tmp_path_factory.mktemp("faults")
 
     def build_one(name: str) -> Emulated:
         kernels, file, text, replacement, _ = FAULTS[name]
         root = directory / name
         shutil.copytree(OPS, root, ignore=shutil.ignore_patterns("*.py", "__pycache__", "*_cpu*"))
-        for path, old, new in ((file, text, replacement), (DTYPES, OTHER_DTYPES, "")):
+        one_dtype = f"  return function({SCALARS[kernels]}());\n"
+        for path, old, new in ((file, text, replacement), (DTYPES, ALL_DTYPES, one_dtype)):
             source = (root / path).read_text()
             assert old in source, f"{path} has changed: adapt the fault {name}"
             (root / path).write_text(source.replace(old, new))
@@ -127,14 +155,34 @@ def run_q_shift(ops: Emulated) -> None:
         assert_close(a, b, BACKWARD, torch.float32)
 
 
+def run_wkv6(ops: Emulated) -> None:
+    case = wkv6_cases.make_case(1, 70, 1, 12)
+    grad, *inputs = case.to(torch.float16)
+    assert_close(ops.wkv6(*inputs), case.y, FORWARD, torch.float16)
+    for actual, wanted in zip(ops._wkv6_backward(grad, *inputs), case.gradients, strict=True):
+        assert_close(actual, wanted, BACKWARD, torch.float16)
+
+
+def test_every_op_has_a_kernel_or_torch_ops_for_cuda(emulated):
+    # Python registers torch ops where there are no kernels.
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    ops = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("vrwkv::")]
+    kernels = [name.replace("vrwkv::", "vrwkv_emulated::") for name in ops]
+    assert "vrwkv::wkv6" in ops and "vrwkv::norm_gate" in ops
+    assert [op for op, kernel in zip(ops, kernels, strict=True) if not has(op, "CUDA") and not has(kernel, "CPU")] == []
+
+
+RUN = {BI_WKV: run_bi_wkv, Q_SHIFT: run_q_shift, WKV6: run_wkv6}
+
+
 def test_the_unbroken_kernels_pass(emulated):
-    run_bi_wkv(emulated)
-    run_q_shift(emulated)
+    for run in RUN.values():
+        run(emulated)
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_seeded_fault_is_caught(broken, name):
     kernels, _, _, _, words = FAULTS[name]
     with pytest.raises(RuntimeError if words else AssertionError) as caught:
-        (run_bi_wkv if kernels == BI_WKV else run_q_shift)(broken[name])
+        RUN[kernels](broken[name])
     assert words in str(caught.value)

@@ -57,6 +57,30 @@ __device__ __forceinline__ V& vector_at(T* position) {
 // registers.
 __device__ __forceinline__ void forget_loads() { asm volatile("" ::: "memory"); }
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr bool kHasTf32 = false;
+#else
+constexpr bool kHasTf32 = true;
+#endif
+
+// The nearest number of 11 significant bits.
+__device__ __forceinline__ float to_tf32(float x) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return __uint_as_float(bits);
+}
+
+// c (16, 8) += a (16, 8) b (8, 8) by the warp's tensor core. Lane 4 i + j holds
+//   a: (i, j), (i + 8, j), (i, j + 4), (i + 8, j + 4);  b: (j, i), (j + 4, i);
+//   c: (i, 2 j), (i, 2 j + 1), (i + 8, 2 j), (i + 8, 2 j + 1).
+__device__ __forceinline__ void multiply_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+        "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
+
 template <typename T>
 Global<T> global(const torch::stable::Tensor& tensor) {
   if constexpr (std::is_const_v<T>) {
