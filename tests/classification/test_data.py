@@ -2,11 +2,14 @@
 
 import os
 import signal
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.ranks import Forked
 from support.training import MEAN, STD, normalise
 
 from vrwkv.classification.config import AugmentConfig, DataConfig
@@ -294,7 +297,10 @@ def test_processes_share_the_batches_of_one(tmp_path):
 
 def test_workers_outlive_the_signals_that_end_a_run(monkeypatch):
     """They go to the whole process group; the step that they interrupt may need more batches."""
-    handlers = {}
-    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
-    _init_worker(None)
-    assert handlers == dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGUSR1), signal.SIG_IGN)
+    monkeypatch.setattr("vrwkv.runtime.signals.GRACE", 0.5)
+    process = Forked(lambda: _init_worker(None) or print("ready", file=sys.stderr) or time.sleep(60))
+    assert process.stderr.readline() == "ready\n"
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+        os.kill(process.pid, number)
+    assert process.wait(0.2) is None
+    assert process.wait() == 0  # nobody ended it after SIGTERM

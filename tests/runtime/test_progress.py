@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vrwkv.runtime import progress
+from vrwkv.runtime.curves import draw_curves
 from vrwkv.runtime.processes import World
-from vrwkv.runtime.progress import Measure, Meters, Progress, clock, draw_curves, text_of
+from vrwkv.runtime.progress import Measure, Meters, Progress, clock, text_of
 
 CPU = World(torch.device("cpu"))
 
@@ -112,9 +113,28 @@ def test_plain_lines_once_a_minute(meters, monkeypatch, capfd):
             bar.step(meters)
         assert bar.images_per_second == pytest.approx(5 * 4 / 121)
     assert capfd.readouterr().err.splitlines() == [
-        "epoch 1/2 2/10: loss 0.5000, 0 images/s, 0:04:00 left",
-        "epoch 1/2 4/10: loss 0.5000, 0 images/s, 0:03:00 left",
+        "epoch 1/2 2/10: loss 0.5000, 0 images/s, 0% waiting for data, 0:04:00 left",
+        "epoch 1/2 4/10: loss 0.5000, 0 images/s, 0% waiting for data, 0:03:00 left",
     ]
+
+
+def test_share_of_waiting_and_what_was_done_before(meters, monkeypatch, capfd):
+    clock = Clock(monkeypatch)
+
+    def slow():
+        for i in range(3):
+            clock.now += 15
+            yield i
+
+    with Progress("x", 10, 4, CPU, done=6) as bar:
+        for i, batch in enumerate(bar.waiting(slow())):
+            assert batch == i
+            clock.now += 45
+            bar.step(meters)
+        assert bar.images_per_second == pytest.approx(3 * 4 / 180)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == "x 7/10: loss 0.5000, 0 images/s, 25% waiting for data, 0:03:00 left"
+    assert len(lines) == 3
 
 
 def test_images_of_all_processes_count(meters, monkeypatch):

@@ -5,9 +5,11 @@ import errno
 import itertools
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from support.mean_colour import MeanColour, MeanColourConfig
 from support.ranks import run_ranks
 
 from vrwkv.runtime.errors import Interrupted, UserError
-from vrwkv.runtime.recipe import OptimConfig, SaveConfig
+from vrwkv.runtime.recipe import OptimConfig, SaveConfig, WatchConfig
 from vrwkv.runtime.state import TrainingState
 from vrwkv.runtime.trainer import Trainer, run
 
@@ -198,6 +200,66 @@ def test_disk_that_fills_within_an_epoch(config, tmp_path, monkeypatch):
     assert not list((tmp_path / "broken").glob("*.tmp"))
     run(MeanColour, config("broken", **keys), resume="auto")
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_what_is_said_at_the_start_and_after_some_steps(config, monkeypatch, capsys):
+    seconds_per_step(monkeypatch, 2)
+    monkeypatch.setattr("vrwkv.runtime.trainer.ESTIMATE_AFTER", 10)
+    run(MeanColour, config(epochs=6, optim={"accumulate": 2}))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "8 images per update, lr 0.05, 0.00 M parameters"
+    assert "2 s per step: 0:00:48 for the whole run, 0:00:28 left" in lines
+
+
+def test_scalars_for_tensorboard(config, tmp_path, monkeypatch):
+    """Interrupted and resumed, each update has one value."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setattr("vrwkv.runtime.trainer.WATCH_EVERY", 2)
+    watched = {"watch": WatchConfig(tensorboard=True), "save": {"minutes": None}}
+    with monkeypatch.context() as patch:
+        patch.setattr(MeanColour, "training_step", count_down(7, MeanColour.training_step))
+        with pytest.raises(ZeroDivisionError):
+            run(MeanColour, config(**watched))
+    run(MeanColour, config(**watched), resume="auto")
+    events = accumulator.EventAccumulator(str(tmp_path / "output")).Reload()
+    assert [each.step for each in events.Scalars("train_loss")] == [2, 4, 6, 8, 10, 12]
+    assert [each.step for each in events.Scalars("eval_error")] == [4, 8, 12]
+    with open(tmp_path / "output" / "summary.csv") as file:
+        rows = list(csv.DictReader(file))
+    found = [each.value for each in events.Scalars("eval_error")]
+    assert found == pytest.approx([float(row["eval_error"]) for row in rows])
+
+
+def count_down(steps, training_step):
+    left = iter(range(steps))
+
+    def step(self, model, batch):
+        if next(left, None) is None:
+            1 / 0  # noqa: B018
+        return training_step(self, model, batch)
+
+    return step
+
+
+def test_scalars_for_wandb(config, tmp_path, monkeypatch):
+    logged, finished = [], []
+    log = SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: finished.append(1))
+    fake = SimpleNamespace(init=lambda **keys: logged.append(keys["project"]) or log, __spec__=None)
+    monkeypatch.setattr("vrwkv.runtime.watch.find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    run(MeanColour, config(epochs=2, watch=WatchConfig(wandb="colours")))
+    assert logged[0] == "colours"
+    assert [step for step, values in logged[1:] if "eval_loss" in values] == [4, 8]
+    assert finished == [1]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_scalars_for_what_is_not_installed(name, config, tmp_path, monkeypatch):
+    monkeypatch.setattr("vrwkv.runtime.watch.find_spec", lambda name: None)
+    watch = WatchConfig(**{name: {"tensorboard": True, "wandb": "colours"}[name]})
+    with pytest.raises(UserError, match=f"^watch.{name} needs {name}: pip install {name}$"):
+        run(MeanColour, config(watch=watch))
+    assert not (tmp_path / "output").exists()
 
 
 def seconds_per_step(monkeypatch: pytest.MonkeyPatch, seconds: int) -> None:

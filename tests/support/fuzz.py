@@ -71,6 +71,8 @@ KEYS: dict[str, tuple[Sense, list[Any]]] = {
     "schedule.min_lr": (NOT_NEGATIVE, [1e-5]),
     "save.minutes": (optional(POSITIVE), [0.5]),
     "save.keep": (whole(0, 1000), [2]),
+    "watch.tensorboard": (one_of(True, False), [False]),
+    "watch.wandb": (optional(text), []),
     "model.name": (text, ["test_vit", "test_resnet", "vrwkv_tny"]),
     "model.args": (
         lambda value: type(value) is dict and all(type(key) is str for key in value) and value != {"drop_path_rate": 2},

@@ -14,7 +14,7 @@ from vrwkv.runtime.errors import UserError, nearest
 from vrwkv.runtime.images import open_image, picture_endings
 from vrwkv.runtime.processes import World
 from vrwkv.runtime.sampling import SeededDataset, StepSampler
-from vrwkv.runtime.signals import ignore_stop_signals
+from vrwkv.runtime.signals import outlive_stop_signals
 
 
 class ImageFolder:
@@ -123,7 +123,7 @@ class FolderDataset(Dataset[tuple[Any, int]]):
 
 
 def _init_worker(_: Any) -> int:
-    ignore_stop_signals()
+    outlive_stop_signals()
     return 0  # for timm, which seeds with it: `SeededDataset` does so for each picture
 
 

@@ -7,6 +7,7 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from vrwkv.runtime.errors import UserError, first_line, nearest
 
@@ -64,7 +65,7 @@ def data_config_of(model: nn.Module, args: Mapping[str, Any], overrides: Mapping
     return config
 
 
-def check_model(model: nn.Module, input_size: tuple[int, int, int], num_classes: int) -> None:
+def check_model(model: nn.Module, input_size: tuple[int, int, int], num_classes: int) -> float:
     """Tries a model on one picture, before much else is done.
 
     Args:
@@ -72,12 +73,16 @@ def check_model(model: nn.Module, input_size: tuple[int, int, int], num_classes:
         input_size: (C, H, W) of the picture.
         num_classes: How many logits it is to give.
 
+    Returns:
+        Multiply-adds of matrix products and convolutions, in 1e9.
+
     Raises:
         UserError: it cannot take the picture, or gives something else.
     """
     device, training = next(model.parameters()).device, model.training
     try:
-        with torch.no_grad():  # in inference mode, what the model caches could not be trained with
+        # In inference mode, what the model caches could not be trained with.
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
             result = model.eval()(torch.zeros(1, *input_size, device=device))
     except Exception as error:  # whatever its layers raise
         size = " x ".join(map(str, input_size))
@@ -87,3 +92,4 @@ def check_model(model: nn.Module, input_size: tuple[int, int, int], num_classes:
     shape = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
     if shape != (1, num_classes):
         raise UserError(f"{type(model).__name__} gives {shape} for a picture, required are (1, {num_classes}) logits")
+    return counter.get_total_flops() / 2e9

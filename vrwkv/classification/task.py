@@ -48,7 +48,7 @@ class ClassificationTask(Task):
             self.model.set_grad_checkpointing(True)  # type: ignore[operator]
         self.model.to(world.device)
         self._create_loaders()
-        check_model(self.model, self.data_config["input_size"], len(self.class_names))
+        self.gmac = check_model(self.model, self.data_config["input_size"], len(self.class_names))
         self.mixing, self.loss = create_mixing(config.augment, len(self.class_names), world)
         if config.model.compile:
             self.model.compile()

@@ -1,20 +1,19 @@
-"""What a run shows and leaves to look at: progress on stderr, summary.csv, the training curves."""
+"""What a run measures, and shows on stderr while it goes on."""
 
-import csv
-import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import torch
 from tqdm import tqdm
 
 from vrwkv.runtime.processes import World
 
+T = TypeVar("T")
 PLAIN_INTERVAL = 60.0  # seconds between lines where stderr is no terminal
 BAR_INTERVAL = 0.5
 
@@ -115,6 +114,7 @@ class Progress:
         )
         self._start = self._shown = time.monotonic()
         self._before, self._done = done, 0
+        self._waited = 0.0
 
     def __enter__(self) -> "Progress":
         return self
@@ -129,6 +129,22 @@ class Progress:
         """Of all processes together, since the start."""
         return self._done * self._batch_size / max(time.monotonic() - self._start, 1e-9)
 
+    @property
+    def waited(self) -> float:
+        """The share of the time that this process waited for data."""
+        return self._waited / max(time.monotonic() - self._start, 1e-9)
+
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches, whose coming is timed."""
+        source, end = iter(batches), object()
+        while True:
+            begin = time.monotonic()
+            batch = next(source, end)
+            self._waited += time.monotonic() - begin
+            if batch is end:
+                return
+            yield batch  # type: ignore[misc] # it is not `end`
+
     def step(self, meters: Meters) -> None:
         """Counts a batch and from time to time shows the means so far."""
         self._done += 1
@@ -137,27 +153,10 @@ class Progress:
         if not self._show or now - self._shown < (BAR_INTERVAL if self._terminal else PLAIN_INTERVAL):
             return
         self._shown = now
-        text = f"{text_of(meters.measures, meters.values())}, {self.images_per_second:.0f} images/s"
+        speed = f"{self.images_per_second:.0f} images/s, {self.waited:.0%} waiting for data"
+        text = f"{text_of(meters.measures, meters.values())}, {speed}"
         self._bar.set_postfix_str(text)
         if not self._terminal:
             done = self._before + self._done
             left = (now - self._start) / self._done * (self._batches - done)
             say(f"{self._title} {done}/{self._batches}: {text}, {clock(left)} left")
-
-
-def draw_curves(summary: Path, picture: Path, measures: Sequence[Measure]) -> None:
-    """Draws the measures that are shown over the epochs of a summary.csv into a PNG."""
-    from matplotlib.figure import Figure  # slow to import, and only the primary process draws
-
-    with open(summary, newline="") as file:
-        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    epochs = [row["epoch"] for row in rows]
-    shown = [each for each in measures if each.label]
-    figure = Figure(figsize=(5 * len(shown), 4), layout="constrained")
-    for axes, measure in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        for part, name in (("train", "training, augmented"), ("eval", "validation")):
-            axes.plot(epochs, [row.get(f"{part}_{measure.name}", math.nan) for row in rows], marker=".", label=name)
-        axes.set(xlabel="epoch", ylabel=f"{measure.label} (%)" if measure.percent else measure.label)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(picture, dpi=120)

@@ -48,6 +48,11 @@ class SaveConfig(Section):
     keep: Annotated[int, Field(ge=0, le=1000), MAY_CHANGE] = 1  # earlier ones, as last.1.pth, last.2.pth, ...
 
 
+class WatchConfig(Section):
+    tensorboard: Annotated[bool, MAY_CHANGE] = False  # scalars for TensorBoard in the output folder
+    wandb: Annotated[Text | None, MAY_CHANGE] = None  # project that scalars are sent to
+
+
 class RunConfig(Section):
     """What the training loop is asked for, whatever the task; tasks add sections of their own."""
 
@@ -56,6 +61,7 @@ class RunConfig(Section):
     optim: OptimConfig
     schedule: ScheduleConfig = ScheduleConfig()
     save: SaveConfig = SaveConfig()
+    watch: WatchConfig = WatchConfig()
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
     device: Annotated[str, MAY_CHANGE] = "auto"  # cuda where there is one, else cpu
     amp: Amp = "none"

@@ -14,9 +14,10 @@ from typing import Any
 from timm.utils import update_summary
 
 from vrwkv.runtime import checkpoint
+from vrwkv.runtime.curves import draw_curves
 from vrwkv.runtime.errors import UserError, first_line
 from vrwkv.runtime.processes import is_primary
-from vrwkv.runtime.progress import Measure, draw_curves, say
+from vrwkv.runtime.progress import Measure, say
 
 
 class RunFolder:

@@ -1,5 +1,6 @@
 """The signals that ask a run to end: from a terminal, a job manager, torchrun."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 from vrwkv.runtime.errors import Interrupted
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+GRACE = 30.0  # seconds, torchrun's before it kills
 
 
 class StopSignals:
@@ -55,7 +57,13 @@ class StopSignals:
             self._deferred = before
 
 
-def ignore_stop_signals() -> None:
-    """For loader workers: who started them decides when they end, and needs their batches to finish its step."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def outlive_stop_signals() -> None:
+    """For loader workers, whose batches may be needed to finish a step: who started them ends them.
+
+    A worker that got SIGTERM ends by itself after `GRACE` seconds, because that is also how Python ends, and then waits
+    for, children that are left when it exits.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))  # a code that the main process does not report as a failure
+    signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, GRACE))

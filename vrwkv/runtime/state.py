@@ -45,7 +45,7 @@ class TrainingState:
         sampler, accumulate = task.train_loader.batch_sampler, config.optim.accumulate
         self.updates_per_epoch = len(sampler) // accumulate
         self.steps_per_epoch = self.updates_per_epoch * accumulate
-        update_size = sampler.batch_size * accumulate * world.size
+        self.update_size = update_size = sampler.batch_size * accumulate * world.size
         if not self.updates_per_epoch:
             given = len(sampler) * sampler.batch_size * world.size
             raise UserError(f"the training data fill batches of {given} samples; one update needs {update_size}")

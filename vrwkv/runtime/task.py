@@ -27,6 +27,8 @@ class Task(ABC):
     """The measure of `evaluate` that says which weights are the best."""
     model: nn.Module
     """On the device, at its initial weights."""
+    gmac: float | None = None
+    """Multiply-adds of the model for one sample, in 1e9, where they are known."""
     train_loader: Any
     """A loader with a `StepSampler` as its `batch_sampler`, of samples that depend on their key alone."""
 

@@ -16,17 +16,20 @@ from vrwkv.runtime import checkpoint
 from vrwkv.runtime.errors import Interrupted, UserError
 from vrwkv.runtime.processes import World, autocast, join_world
 from vrwkv.runtime.progress import Progress, clock, say, text_of
-from vrwkv.runtime.recipe import RunConfig
+from vrwkv.runtime.recipe import RunConfig, WatchConfig
 from vrwkv.runtime.run_folder import RunFolder
 from vrwkv.runtime.sampling import Draw, seed_all
 from vrwkv.runtime.signals import StopSignals
 from vrwkv.runtime.state import TrainingState
 from vrwkv.runtime.task import StepResult, Task
+from vrwkv.runtime.watch import Scalars
 
 C = TypeVar("C", bound=RunConfig)
 
 GO_ON, SAVE, STOP = range(3)
 """What a process wishes after an update; the strongest wish of all is followed."""
+ESTIMATE_AFTER = 100  # steps
+WATCH_EVERY = 50  # updates
 
 
 def run(make_task: Callable[[C, World], Task], config: C, resume: str | None = None, overwrite: bool = False) -> Path:
@@ -53,8 +56,11 @@ def run(make_task: Callable[[C, World], Task], config: C, resume: str | None = N
         trainer = Trainer(make_task(config, world), config, world, signals)
         with trainer.folder.locked() if world.primary else contextlib.nullcontext():
             trainer.start(resume, overwrite)
-            with signals.deferred():
-                trainer.train()
+            try:
+                with signals.deferred():
+                    trainer.train()
+            finally:
+                trainer.scalars.close()
         return trainer.folder.best
 
 
@@ -66,6 +72,8 @@ class Trainer:
         self.folder = RunFolder(Path(config.output))
         self.state = TrainingState(task, config, world)
         self._saved = time.monotonic()
+        self._steps_here, self._begin = 0, 0.0  # of this process, of which the first warms up
+        Scalars.check(config)
 
     def start(self, resume: str | None, overwrite: bool = False) -> None:
         """Takes up an earlier run's state where asked to, makes the processes' models equal, and writes last.pth."""
@@ -90,6 +98,15 @@ class Trainer:
             self.folder.prepare(self.state.epoch if path and self.folder.owns(path) else None, damaged)
             if not path or path.resolve() not in map(Path.resolve, self.folder.states()):
                 self._save(meters)
+            say(self._description())
+        watched = self.config if self.world.primary else self.config.model_copy(update={"watch": WatchConfig()})
+        self.scalars = Scalars(watched, self.state.updates)
+
+    def _description(self) -> str:
+        parameters = sum(each.numel() for each in self.task.model.parameters()) / 1e6
+        lr = max(group["initial_lr"] for group in self.state.optimizer.param_groups)
+        gmac = f", {self.task.gmac:.2f} GMAC" if self.task.gmac else ""
+        return f"{self.state.update_size} images per update, lr {lr:g}, {parameters:.2f} M parameters{gmac}"
 
     def _restore(self, content: Mapping[str, Any], path: Path) -> None:
         state = self.state
@@ -130,17 +147,30 @@ class Trainer:
         state.scheduler.step_update(state.updates)
         title, size = f"epoch {state.epoch + 1}/{self.config.epochs}", self.task.train_loader.batch_sampler.batch_size
         with Progress(title, state.steps_per_epoch, size, self.world, state.step) as progress:
-            for batch in itertools.islice(self.task.train_loader, state.steps_per_epoch - state.step):
+            batches = itertools.islice(self.task.train_loader, state.steps_per_epoch - state.step)
+            for batch in progress.waiting(batches):
                 seed_all(self.config.seed, Draw.STEP, state.epoch, state.step, self.world.rank)
                 completes_update = (state.step + 1) % accumulate == 0
                 result = self._add_gradients(batch, completes_update)
                 state.step += 1
                 state.meters.update({**result.sums, "loss": result.loss * result.samples}, result.samples)
                 progress.step(state.meters)
+                self._estimate()
                 if completes_update:
                     self._update()
                     self._save_or_stop()
             return progress.images_per_second
+
+    def _estimate(self) -> None:
+        """Says how long all will take, at the speed of the first hundred steps."""
+        self._steps_here += 1
+        if self._steps_here == 1:
+            self._begin = time.monotonic()
+        elif self._steps_here == ESTIMATE_AFTER and self.world.primary:
+            seconds = (time.monotonic() - self._begin) / (ESTIMATE_AFTER - 1)
+            total = seconds * self.state.steps_per_epoch * self.config.epochs
+            left = seconds * self.state.steps_left
+            say(f"{seconds:.3g} s per step: {clock(total)} for the whole run, {clock(left)} left")
 
     def _add_gradients(self, batch: Any, completes_update: bool) -> StepResult:
         """One step; the processes share their gradients in the step that completes an update."""
@@ -166,6 +196,9 @@ class Trainer:
 
     def _save_or_stop(self) -> None:
         """After an update: saves when it is time to, or where a process got a signal, which ends all of them."""
+        if self.scalars and self.state.updates % WATCH_EVERY == 0:
+            now = {f"train_{name}": value for name, value in self.state.meters.values().items()}
+            self.scalars.add(now | {"lr": self._lr}, self.state.updates)
         minutes = self.config.save.minutes
         is_due = self.world.primary and minutes is not None and time.monotonic() - self._saved >= 60 * minutes
         agreed = self.world.agree(STOP if self.signals.received else SAVE if is_due else GO_ON)
@@ -206,10 +239,14 @@ class Trainer:
             checkpoint.save(self.state.content(meters, metrics or {}), self.folder.last, self.config.save.keep)
             self._saved = time.monotonic()
 
+    @property
+    def _lr(self) -> float:
+        return self.state.optimizer.param_groups[0]["lr"]
+
     def _write(self, trained: Mapping[str, float], evaluated: Mapping[str, float]) -> None:
         state, judge = self.state, self.task.judge
-        lr = state.optimizer.param_groups[0]["lr"]
-        self.folder.log(state.epoch, trained, evaluated, lr, self.task.measures)
+        self.folder.log(state.epoch, trained, evaluated, self._lr, self.task.measures)
+        self.scalars.add({f"eval_{name}": value for name, value in evaluated.items()}, state.updates)
         metrics = {each.name: evaluated[each.name] for each in self.task.measures}
         value, meters = metrics[judge.name], torch.zeros(self.world.size, len(metrics) + 1)
         if state.best is None or (value >= state.best if judge.higher_is_better else value <= state.best):
