@@ -1,14 +1,13 @@
 """Every config names a model of that size, and trains a narrow one of its kind."""
 
-import math
-
 import pytest
 import timm
 import torch
-import yaml
 from support.scripts import REPOSITORY
 
 import vrwkv  # noqa: F401
+from vrwkv.classification import Config, load_config
+from vrwkv.runtime.recipe import create_optimizer
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 CONFIGS = sorted((REPOSITORY / "configs" / "classification").glob("*.yaml"))
@@ -17,7 +16,7 @@ PUBLISHED = [path for path in CONFIGS if "nano" not in path.stem]
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_trains(path, data_root, tmp_path, train):
-    args = yaml.safe_load(path.read_text())["model"]["args"] | dict(img_size=32, embed_dim=32, depth=2)
+    args = load_config(Config, path).model.args | dict(img_size=32, embed_dim=32, depth=2)
     if "vrwkv6" in path.stem:
         args["head_size"] = 16
     settings = [
@@ -27,25 +26,58 @@ def test_config_trains(path, data_root, tmp_path, train):
         "epochs=1",
         "data.batch_size=8",
         "optim.lr_batch_size=8",
+        "optim.accumulate=2",
         "data.workers=0",
         "schedule.warmup_epochs=0",
     ]
     assert train(["--config", str(path), "--set", *settings]) == 0
     weights = torch.load(tmp_path / "out" / "last.pth", weights_only=True)["state_dict"]
     assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert load_config(Config, tmp_path / "out" / "config.yaml") == load_config(Config, path, settings)
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_config_of_a_published_model(path):
-    config = yaml.safe_load(path.read_text())
-    assert config["model"]["name"] == path.stem
+    config = load_config(Config, path)
+    assert config.model.name == path.stem
     with torch.device("meta"):
-        timm.create_model(config["model"]["name"], **config["model"]["args"])
-    assert config["output"] == f"output/{path.stem}"
-    assert 1024 % config["data"]["batch_size"] == 0 and math.isclose(config["optim"]["lr"], 1e-3)
+        model = timm.create_model(config.model.name, **config.model.args)
+    assert config.output == f"output/{path.stem}"
+    optim, augment = config.optim, config.augment
+    *row, rates = RECIPES[path.stem]
+    found = [config.model.args["drop_path_rate"], config.data.batch_size, config.epochs, optim.lr, optim.weight_decay]
+    assert [*found, optim.clip_grad, optim.ema_decay, augment.auto_augment is not None] == row
+    optimizer, _ = create_optimizer(model, config, 1024, 10)
+    groups = {(group["weight_decay"], group["initial_lr"]) for group in optimizer.param_groups}
+    assert groups == {(0.0, rates), (0.05, rates)}
 
 
-def test_both_families_have_each_size():
-    assert [path.stem for path in PUBLISHED] == [
-        f"{family}_{size}_patch16_224" for family in ("vrwkv6", "vrwkv") for size in ("base", "small", "tiny")
-    ]
+# Drop path, batch, epochs, lr for 1024 pictures, weight decay, clipping, averaging, RandAugment; lr of the groups.
+RECIPES = {
+    "vrwkv_tiny_patch16_224": (0.0, 128, 300, 1e-3, 0.05, 5.0, None, True, 1e-3),
+    "vrwkv_small_patch16_224": (0.3, 128, 300, 1e-3, 0.05, 5.0, None, True, 1e-3),
+    "vrwkv_base_patch16_224": (0.5, 128, 300, 1e-3, 0.05, 5.0, None, True, 1e-3),
+    "vrwkv_large_patch16_384": (0.1, 16, 20, 5e-6, 0.05, 1.0, 0.9999, False, 5e-6),
+    "vrwkv6_tiny_patch16_224": (0.0, 128, 300, 1e-3, 0.05, 5.0, None, True, 1e-3),
+    "vrwkv6_small_patch16_224": (0.3, 128, 300, 1e-3, 0.05, 5.0, None, True, 1e-3),
+    "vrwkv6_base_patch16_224": (0.5, 64, 300, 1e-3, 0.05, 5.0, None, True, 1e-3),
+}
+
+
+def test_each_published_model_has_a_recipe():
+    assert {path.stem for path in PUBLISHED} == set(RECIPES)
+
+
+def test_layer_decay():
+    """Each block learns slower than the one above it by the factor, the stem slowest, the head fastest."""
+    config = load_config(Config, PUBLISHED[-1], ["optim.layer_decay=0.5", "optim.lr=1.0"])
+    model = timm.create_model("test_vrwkv", depth=3)
+    optimizer, scheduler = create_optimizer(model, config, 1024, 1)
+    scheduler.step_update(20)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(each)]: group["lr"] for group in optimizer.param_groups for each in group["params"]}
+    peak = rates["head.weight"]
+    blocks = [rates[f"blocks.{i}.att.key.weight"] for i in range(3)]
+    assert blocks[2] / blocks[1] == blocks[1] / blocks[0] == blocks[0] / rates["pos_embed"] == 2
+    assert peak > blocks[2]
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.05}

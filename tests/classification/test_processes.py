@@ -48,7 +48,7 @@ def test_two_processes(tmp_path, train_args, subprocess_environment):
     result = subprocess.run(command, env=subprocess_environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("epoch 2/2: training loss") == 1
-    names = {"best.pth", "curves.png", "last.1.pth", "last.pth", "summary.csv"}
+    names = {"best.pth", "config.yaml", "curves.png", "last.1.pth", "last.pth", "summary.csv"}
     assert {path.name for path in tmp_path.iterdir()} == names
     content = torch.load(tmp_path / "best.pth", weights_only=True)
     measured = validate(tmp_path / "best.pth", workers=0, device="cpu")

@@ -39,7 +39,8 @@ TRAINED = ("state_dict", "state_dict_ema", "optimizer", "scaler", "epoch", "metr
 
 
 def test_output_files(run):
-    assert {path.name for path in run.iterdir()} == {"best.pth", "curves.png", "last.1.pth", "last.pth", "summary.csv"}
+    names = {"best.pth", "config.yaml", "curves.png", "last.1.pth", "last.pth", "summary.csv"}
+    assert {path.name for path in run.iterdir()} == names
     with open(run / "summary.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]

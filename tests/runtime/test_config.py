@@ -173,3 +173,40 @@ def test_differences():
 def test_configs_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         Inner().rate = 1.0
+
+
+def test_base(tmp_path):
+    """Keys of a file go before those of its base, section by section; settings go before both."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "base.yaml").write_text("{a: 1, inner: {b: 2, c: 3}, l: [1, 2]}")
+    (tmp_path / "x.yaml").write_text("{base: folder/base.yaml, inner: {c: 4, d: 6}, l: [3]}")
+
+    class Inner(Section):
+        b: int
+        c: int
+        d: int
+
+    class Outer(Section):
+        a: int
+        inner: Inner
+        l: list[int]  # noqa: E741
+
+    assert load_config(Outer, tmp_path / "x.yaml", ["inner.d=5"]).model_dump() == {
+        "a": 1,
+        "inner": {"b": 2, "c": 4, "d": 5},
+        "l": [3],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("base: 3", "base must be the name of a file, not 3"),
+        ("base: absent.yaml", "cannot read config .*absent.yaml"),
+        ("base: x.yaml", "x.yaml is the base of .*x.yaml and must not have one itself"),
+    ],
+)
+def test_bases_that_cannot_be_used(text, expected, tmp_path):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UserError, match=expected):
+        load_config(Section, tmp_path / "x.yaml")

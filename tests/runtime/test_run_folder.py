@@ -199,7 +199,7 @@ def test_overwrite_removes_the_earlier_best(output, config, monkeypatch):
     monkeypatch.setattr(MeanColour, "training_step", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(MeanColour, config(), overwrite=True)
-    assert [path.name for path in output.iterdir()] == ["last.pth"]
+    assert {path.name for path in output.iterdir()} == {"config.yaml", "last.pth"}
 
 
 def test_overwrite_with_what_another_run_has_reached(output, config, tmp_path):

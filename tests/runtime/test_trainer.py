@@ -49,6 +49,7 @@ def test_it_learns_and_leaves_its_files(config, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "output").iterdir()} == {
         "best.pth",
         "last.1.pth",
+        "config.yaml",
         "curves.png",
         "last.pth",
         "summary.csv",

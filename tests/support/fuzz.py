@@ -59,6 +59,7 @@ KEYS: dict[str, tuple[Sense, list[Any]]] = {
     "optim.name": (one_of("sgd", "lion"), ["sgd", "lion", "adamv"]),
     "optim.weight_decay": (NOT_NEGATIVE, [0.1]),
     "optim.betas": (optional(several(number(0, 1, without=(1,)), 2)), [[0.9, 0.95], [0.9], [0.9, 1]]),
+    "optim.layer_decay": (optional(POSITIVE_SHARE), [0.7]),
     "optim.clip_grad": (optional(POSITIVE), [1]),
     "optim.accumulate": (whole(1), [2]),
     "optim.ema_decay": (optional(number(0, 1, without=(0, 1))), [0.9]),

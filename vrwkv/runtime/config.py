@@ -62,12 +62,28 @@ def load_config(schema: type[S], path: str | Path, settings: Sequence[str] = ())
 
     Args:
         schema: What the file must hold.
-        path: YAML file.
+        path: YAML file. Its key `base` may name another, relative to it, whose keys it changes or adds to; that one has
+            no base.
         settings: `dotted.key=value` strings; the value is parsed as YAML.
 
     Raises:
         UserError: no such file, no YAML; or a line for each unknown or missing key and each value that is refused.
     """
+    content = _read(path)
+    if "base" in content:
+        base = content.pop("base")
+        if not isinstance(base, str):
+            raise UserError(f"config {path}: base must be the name of a file, not {base!r}")
+        below = _read(Path(path).parent / base)
+        if "base" in below:
+            raise UserError(f"config {Path(path).parent / base} is the base of {path} and must not have one itself")
+        content = _merged(below, content)
+    for setting in settings:
+        _override(content, setting, schema)
+    return check(schema, content)
+
+
+def _read(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.load(Path(path).read_text(), _Loader)
     except OSError as error:
@@ -76,9 +92,14 @@ def load_config(schema: type[S], path: str | Path, settings: Sequence[str] = ())
         raise UserError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"config {path} must be a mapping of keys to values")
-    for setting in settings:
-        _override(content, setting, schema)
-    return check(schema, content)
+    return content
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`below` with the values of `above`, mapping by mapping."""
+    both = {key: _merged(below[key], above[key]) for key in below.keys() & above.keys()
+            if isinstance(below[key], dict) and isinstance(above[key], dict)}  # fmt: skip
+    return {**below, **above, **both}
 
 
 def check(schema: type[S], content: Mapping[Any, Any], subject: str = "config key") -> S:

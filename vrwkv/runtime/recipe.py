@@ -9,7 +9,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from vrwkv.runtime.config import MAY_CHANGE, NotNegative, Positive, Section, Text
+from vrwkv.runtime.config import MAY_CHANGE, NotNegative, Positive, PositiveShare, Section, Text
 from vrwkv.runtime.errors import UserError, first_line, nearest
 from vrwkv.runtime.processes import Amp
 
@@ -29,6 +29,8 @@ class OptimConfig(Section):
     weight_decay: NotNegative = 0.05
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] | None = None
     """Of optimizers of Adam's kind; None: the optimizer's own."""
+    layer_decay: PositiveShare | None = None
+    """The learning rate falls by this factor from each layer of a timm model to the one below, from the head down."""
     clip_grad: Positive | None = None  # largest norm of all gradients
     accumulate: Annotated[int, Field(ge=1)] = 1  # steps per update
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -87,7 +89,9 @@ def create_optimizer(
         raise UserError(f"schedule.min_lr must not be above the learning rate of {lr:g}, not {schedule.min_lr:g}")
     try:
         options: dict[str, Any] = {"betas": tuple(optim.betas)} if optim.betas else {}
-        optimizer = create_optimizer_v2(model, optim.name, lr, optim.weight_decay, **options)
+        optimizer = create_optimizer_v2(
+            model, optim.name, lr, optim.weight_decay, layer_decay=optim.layer_decay, **options
+        )
         scheduler, _ = create_scheduler_v2(
             optimizer,
             schedule.name,

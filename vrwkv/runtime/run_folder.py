@@ -11,9 +11,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from timm.utils import update_summary
 
 from vrwkv.runtime import checkpoint
+from vrwkv.runtime.config import Section
 from vrwkv.runtime.curves import draw_curves
 from vrwkv.runtime.errors import UserError, first_line
 from vrwkv.runtime.processes import is_primary
@@ -21,8 +23,8 @@ from vrwkv.runtime.progress import Measure, say
 
 
 class RunFolder:
-    """last.pth and earlier ones (last.1.pth, ...), best.pth, summary.csv with a row for each epoch, curves.png; and
-    .lock while a process trains."""
+    """last.pth and earlier ones (last.1.pth, ...), best.pth, summary.csv with a row for each epoch, curves.png,
+    config.yaml; and .lock while a process trains."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -115,6 +117,15 @@ class RunFolder:
                 os.replace(path, path.with_name(f"{path.name}.damaged"))
             if self.summary.exists():
                 self._mend_summary(epoch)
+
+    def write_config(self, config: Section) -> None:
+        """Leaves all keys that the run has, also those that no file names, in config.yaml.
+
+        Raises:
+            UserError: the folder cannot be written to.
+        """
+        with self._writing():
+            (self.path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
 
     def _files(self) -> list[Path]:
         return [*self.states(), self.best, self.summary, self.curves]

@@ -96,6 +96,7 @@ class Trainer:
         meters = self.state.meters.gather()
         if self.world.primary and self.state.steps_left > 0:
             self.folder.prepare(self.state.epoch if path and self.folder.owns(path) else None, damaged)
+            self.folder.write_config(self.config)
             if not path or path.resolve() not in map(Path.resolve, self.folder.states()):
                 self._save(meters)
             say(self._description())
@@ -241,7 +242,7 @@ class Trainer:
 
     @property
     def _lr(self) -> float:
-        return self.state.optimizer.param_groups[0]["lr"]
+        return max(group["lr"] for group in self.state.optimizer.param_groups)
 
     def _write(self, trained: Mapping[str, float], evaluated: Mapping[str, float]) -> None:
         state, judge = self.state, self.task.judge
