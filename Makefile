@@ -1,6 +1,8 @@
 # make demo   train, evaluate and use a small model on real images
 # make demo-seg  the same for segmentation
 # make test   run the tests
+# make app    serve a page with the demos' models on http://127.0.0.1:7860
+# make wheel  build dist/: a wheel for every Linux, with CUDA kernels where VRWKV_CUDA=1, and the source distribution
 # make bench  time the operators and models on a few shapes
 # make lint   check style and types
 # Each builds what it needs: the environment in .venv and the compiled kernels. `make clean` removes all of it.
@@ -19,7 +21,7 @@ SOURCES := setup.py $(wildcard $(foreach kind,cpp h cu cuh,vrwkv/ops/*/*.$(kind)
 
 CXX_FILES := $(filter-out setup.py,$(SOURCES)) $(wildcard tests/cuda/*.h tests/cuda/*.cpp tests/cuda/*.cu)
 
-.PHONY: build demo demo-seg test bench lint format clean
+.PHONY: build demo demo-seg app test wheel bench lint format clean
 
 build: .venv/installed vrwkv/_C.abi3.so
 
@@ -88,8 +90,20 @@ $(SCENES)/overlays.json: $(SCENES).trained tools/segment.py $(filter vrwkv/segme
 		--checkpoint $$(cat $(SCENES)/last_checkpoint) --out $(SCENES)/overlays --json > $@.tmp
 	mv $@.tmp $@
 
+app: $(DIGITS).trained $(SCENES).trained
+	$(BIN)/python tools/app.py --examples data/digits/samples --seg-examples data/digit_scenes/images/val
+
 test: build
 	$(BIN)/python -m pytest
+
+# The wheel is made from the source distribution: it holds nothing that lies about here, and that one is complete.
+wheel: build
+	rm -rf dist build/wheel
+	$(BIN)/python setup.py --quiet sdist
+	VRWKV_NATIVE=1 $(BIN)/pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps \
+		--wheel-dir build/wheel dist/vrwkv-*.tar.gz
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair --plat manylinux_2_28_$$(uname -m) --wheel-dir dist \
+		--exclude 'libtorch*.so' --exclude 'libc10*.so' --exclude 'libcudart.so.*' build/wheel/vrwkv-*.whl
 
 bench: build
 	$(BIN)/python benchmarks/run_ops.py --short --output output/benchmarks
@@ -107,4 +121,4 @@ format: build
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:
-	rm -rf .venv build *.egg-info output data vrwkv/*.abi3.so
+	rm -rf .venv build dist *.egg-info output data vrwkv/*.abi3.so

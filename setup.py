@@ -22,7 +22,17 @@ import torch
 from torch.utils import cpp_extension
 
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030a0000"]
-CXX_FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wno-psabi", "-fno-math-errno", "-g0", *STABLE_ABI]
+OLD_GLIBC = ["-include", str(Path(__file__).resolve().parent / "vrwkv/ops/common/old_glibc.h")]
+CXX_FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-fvisibility=hidden",
+    "-Wno-psabi",
+    "-fno-math-errno",
+    "-g0",
+    *STABLE_ABI,
+    *OLD_GLIBC,
+]
 CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
 
@@ -77,7 +87,7 @@ if extensions and build_cuda():
             "vrwkv._cuda",
             sorted(glob("vrwkv/ops/*/*.cu")),
             depends=glob("vrwkv/ops/**/*.cuh", recursive=True) + glob("vrwkv/ops/**/*.h", recursive=True),
-            extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3", "-std=c++17", *STABLE_ABI]},
+            extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3", "-std=c++17", *STABLE_ABI, *OLD_GLIBC]},
             py_limited_api=True,
         )
     )

@@ -12,6 +12,35 @@ import pytest
 from support.scripts import REPOSITORY
 
 
+def test_compiled_kernels_load_on_old_machines():
+    """Nothing of the C and C++ libraries is newer than what manylinux_2_28 has; nothing of torch's is brought along."""
+    elf = pytest.importorskip("elftools.elf.elffile")
+    libraries = list((REPOSITORY / "vrwkv").glob("_*.abi3.so"))
+    if not libraries:
+        pytest.skip("the kernels are not built")
+    newest = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11), "GCC": (8,)}
+    for path in libraries:
+        with open(path, "rb") as file:
+            binary = elf.ELFFile(file)
+            needed = [(library.name, each.name) for library, versions in
+                      binary.get_section_by_name(".gnu.version_r").iter_versions() for each in versions]  # fmt: skip
+        assert needed
+        for library, version in needed:
+            name, _, number = version.partition("_")
+            assert tuple(map(int, number.split("."))) <= newest[name], f"{path.name} needs {version} of {library}"
+
+
+def test_extras_are_not_imported_by_the_core():
+    extras = {"gradio", "matplotlib", "mmcv", "mmengine", "mmseg", "onnx", "onnxruntime", "pydantic", "transformers"}
+    code = "import sys, timm; before = set(sys.modules); import vrwkv.layers, vrwkv.models, vrwkv.ops; " \
+           "print(*(set(sys.modules) - before))"  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    loaded = set(result.stdout.split())
+    assert "vrwkv.models" in loaded
+    assert not loaded & extras
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     """A copy of the project with an old binary in it, to build in."""
