@@ -1,7 +1,8 @@
 """Vision-RWKV models; importing this registers them with timm."""
 
 from vrwkv.models._base import VisionRWKVBase, checkpoint_filter_fn
+from vrwkv.models.card import model_card
 from vrwkv.models.vrwkv import VisionRWKV
 from vrwkv.models.vrwkv6 import VisionRWKV6
 
-__all__ = ["VisionRWKV", "VisionRWKV6", "VisionRWKVBase", "checkpoint_filter_fn"]
+__all__ = ["VisionRWKV", "VisionRWKV6", "VisionRWKVBase", "checkpoint_filter_fn", "model_card"]

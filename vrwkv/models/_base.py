@@ -16,6 +16,11 @@ from torch import Tensor, nn
 from vrwkv.layers import Block, ChannelMix, Grid, compiled_layout, resize_pos_embed
 from vrwkv.runtime.checkpoint import convert_on_load, unwrap
 
+try:
+    from timm.models._input import update_model_input_size
+except ImportError:  # an older timm, which does not save what a model was made with
+    update_model_input_size = None
+
 __all__ = ["VisionRWKVBase", "build_model", "checkpoint_filter_fn", "make_cfg"]
 
 Model = TypeVar("Model", bound="VisionRWKVBase")
@@ -177,6 +182,8 @@ class VisionRWKVBase(nn.Module):
         with torch.no_grad():
             pos_embed = resize_pos_embed(self.pos_embed, old_grid, self.grid_size)
         self.pos_embed = nn.Parameter(pos_embed, self.pos_embed.requires_grad)
+        if update_model_input_size is not None:
+            update_model_input_size(self, self.patch_embed.img_size, patch_size=patch_size)
 
     def forward_intermediates(
         self,
