@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vrwkv.models.vrwkv import VisionRWKV
-from vrwkv.visualize import area_holding, effective_receptive_field, gathered_shares, spatial_mixes
+from vrwkv.visualize import area_holding, class_votes, effective_receptive_field, gathered_shares, spatial_mixes
 
 
 class Convolution(nn.Module):
@@ -104,6 +104,39 @@ def test_second_generation_has_a_receptive_field_but_no_shares(images: Tensor) -
     assert field.shape == (64, 80) and (field > 0).all()
     with pytest.raises(ValueError, match="a model with Bi-WKV layers is required, VisionRWKV6 has none"):
         gathered_shares(model, images)
+
+
+@pytest.mark.parametrize("name", ["test_vrwkv", "test_vrwkv6"])
+def test_votes_and_bias_make_the_score(name: str, images: Tensor) -> None:
+    model = timm.create_model(name, num_classes=5).eval()
+    nn.init.normal_(model.head.weight)
+    nn.init.normal_(model.head.bias)
+    classes = torch.tensor([3, 1])
+    votes = class_votes(model, images, classes)
+    assert votes.shape == (2, 4, 5)
+    with torch.no_grad():
+        logits = model(images)
+        scores = logits.gather(1, classes[:, None])[:, 0] - logits.mean(1)
+        bias = model.head.bias[classes] - model.head.bias.mean()
+        torch.testing.assert_close(votes.sum((1, 2)) + bias, scores)
+        tokens = model.forward_features(images)  # (B, T, C), each of which votes for itself
+        rows = model.head.weight[classes] - model.head.weight.mean(0)
+    torch.testing.assert_close(votes.flatten(1), (tokens * rows[:, None]).sum(-1) / 20)
+
+
+def test_votes_of_other_models(images: Tensor) -> None:
+    """A model with maps, and one whose classifier is given a class token alone."""
+    images, classes = images[..., :64], torch.tensor([0, 2])
+    model = timm.create_model("test_resnet", num_classes=3).eval()
+    votes = class_votes(model, images, classes)
+    with torch.no_grad():
+        logits = model(images)
+    bias = model.get_classifier().bias
+    scores = logits.gather(1, classes[:, None])[:, 0] - logits.mean(1) - bias[classes] + bias.mean()
+    torch.testing.assert_close(votes.sum((1, 2)), scores.detach())
+    model = timm.create_model("test_vit", num_classes=3, img_size=64).eval()
+    with pytest.raises(ValueError, match="features of patches is required, VisionTransformer has none"):
+        class_votes(model, images, classes)
 
 
 def test_messages(model: VisionRWKV, images: Tensor) -> None:

@@ -7,17 +7,26 @@ try:
 except ImportError as error:
     raise MissingExtra(f"vrwkv.visualize needs matplotlib ({error}): pip install 'vrwkv[visualize]'") from error
 
-from vrwkv.visualize.draw import draw_decays, draw_gathering, draw_receptive_field
-from vrwkv.visualize.files import visualize
-from vrwkv.visualize.measure import area_holding, effective_receptive_field, gathered_shares, spatial_mixes
+from vrwkv.visualize.draw import draw_decays, draw_gathering, draw_receptive_field, draw_votes
+from vrwkv.visualize.files import to_picture, visualize
+from vrwkv.visualize.measure import (
+    area_holding,
+    class_votes,
+    effective_receptive_field,
+    gathered_shares,
+    spatial_mixes,
+)
 
 __all__ = [
     "area_holding",
+    "class_votes",
     "draw_decays",
     "draw_gathering",
     "draw_receptive_field",
+    "draw_votes",
     "effective_receptive_field",
     "gathered_shares",
     "spatial_mixes",
+    "to_picture",
     "visualize",
 ]

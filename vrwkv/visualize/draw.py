@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -121,11 +121,43 @@ def draw_gathering(
 
 def _overlay(axes: Axes, picture: np.ndarray, share: np.ndarray):
     """Shares ``(H', W')`` as colours over the picture in grey."""
+    return _tint(axes, picture, np.maximum(share * share.size, 1e-9), LogNorm(1 / 8, 8))
+
+
+def _tint(axes: Axes, picture: np.ndarray, values: np.ndarray, norm: Normalize):
+    """Values ``(H', W')`` as colours over the picture in grey."""
     height, width = picture.shape[:2]
     axes.imshow(picture.mean(-1), cmap="gray", vmin=-0.3, vmax=1)
-    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    relative = np.maximum(share * share.size, 1e-9)
-    return axes.imshow(relative, norm=LogNorm(1 / 8, 8), cmap="coolwarm", alpha=0.6, extent=extent)
+    return axes.imshow(values, norm=norm, cmap="coolwarm", alpha=0.6, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+
+
+def draw_votes(picture: np.ndarray, votes: Tensor, label: str, gathered: Tensor | None = None) -> Figure:
+    """Which patches speak for a class, and how much of each is gathered, over what the model was given.
+
+    Args:
+        picture: what the model was given, ``(H, W, 3)``, 0 to 1.
+        votes: ``(H', W')``, from :func:`vrwkv.visualize.class_votes`.
+        label: the class.
+        gathered: weights ``(H', W')`` that sum to 1, of layers from :func:`vrwkv.visualize.gathered_shares`.
+    """
+    panels = 1 if gathered is None else 2
+    figure = Figure(figsize=(0.6 + 4.4 * panels, 4.3), layout="constrained")
+    left, *right = figure.subplots(1, panels, squeeze=False)[0]
+    values = votes.cpu().numpy()
+    limit = max(float(np.abs(values).max()), 1e-9)
+    image = _tint(left, picture, values, Normalize(-limit, limit))
+    left.set_title(f"which patches speak for “{label}”")
+    bar = figure.colorbar(image, ax=left, shrink=0.8, ticks=[-limit, 0, limit])
+    bar.ax.set_yticklabels(["against", "0", "for"])
+    if gathered is not None:
+        image = _overlay(right[0], picture, gathered.float().cpu().numpy())
+        right[0].set_title("what Bi-WKV gathers, all blocks")
+        bar = figure.colorbar(image, ax=right[0], shrink=0.8, extend="both", ticks=[1 / 8, 1 / 2, 1, 2, 8])
+        bar.ax.set_yticklabels(["1/8", "1/2", "equal share", "2", "8"])
+        bar.minorticks_off()
+    for axes in (left, *right):
+        axes.set(xticks=[], yticks=[])
+    return figure
 
 
 def draw_decays(models: Mapping[str, nn.Module], name: str) -> Figure:

@@ -45,6 +45,42 @@ def area_holding(field: Tensor, share: float) -> float:
     return (int((values < share * values[-1]).sum()) + 1) / len(values)
 
 
+def class_votes(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    """What each patch adds to the score of a class: its logit above the mean of all logits, which softmax ignores.
+
+    The final features of a patch times the gradient of the score on them. Where the features are averaged over patches
+    and the classifier is linear, as in our models, the votes and the classifier's bias add up to the score.
+
+    Args:
+        model: a timm model with `forward_intermediates` whose classifier is given features of patches, in evaluation
+            mode.
+        images: what the model is given, ``(B, C, H, W)``.
+        classes: an index for each image, ``(B,)``.
+
+    Returns:
+        ``(B, H', W')`` on the grid of patches, fp32, positive for the class and negative against it.
+
+    Raises:
+        ValueError: the classifier is given nothing of the patches, but a class token alone.
+    """
+    with torch.no_grad():
+        final, maps = model.forward_intermediates(images, indices=1)  # type: ignore[operator]
+    grid = maps[-1].shape[-2:]
+    with torch.enable_grad():
+        final = final.detach().requires_grad_()
+        logits = model.forward_head(final)  # type: ignore[operator] # (B, classes)
+        score = logits.gather(1, classes[:, None]).sum() - logits.mean(1).sum()
+        (grad,) = torch.autograd.grad(score, final)
+    votes = (final.detach() * grad).float()
+    if votes.ndim == 3:  # (B, prefix + T, C)
+        votes = votes[:, -grid[0] * grid[1] :].sum(-1).unflatten(1, grid)
+    else:
+        votes = votes.sum(1 if votes.shape[-2:] == grid else -1)
+    if not votes.any():
+        raise ValueError(f"a classifier that is given features of patches is required, {type(model).__name__} has none")
+    return votes
+
+
 def spatial_mixes(model: nn.Module) -> list[SpatialMix]:
     """The layers of a model that gather tokens by Bi-WKV, from first to last.
 
