@@ -14,6 +14,14 @@ def picture(colour: tuple[int, int, int], seed: int) -> Image.Image:
     return Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
 
 
+def half_and_half(left: str, right: str, seed: int = 0) -> Image.Image:
+    """64 pixels high and 96 wide: the left third has one colour, the rest another."""
+    pixels = np.random.default_rng(seed).normal(0, 10, (64, 96, 3))
+    pixels[:, :32] += CLASSES[left]
+    pixels[:, 32:] += CLASSES[right]
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
 def write_images(root: Path, train: int = 12, val: int = 5) -> Path:
     """Writes root/{train,val}/{blue,green,red}/N.png."""
     for split, count in (("train", train), ("val", val)):
