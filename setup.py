@@ -85,7 +85,7 @@ if extensions and build_cuda():
     extensions.append(
         cpp_extension.CUDAExtension(
             "vrwkv._cuda",
-            sorted(glob("vrwkv/ops/*/*.cu")),
+            [*sorted(glob("vrwkv/ops/*/*.cu")), "vrwkv/ops/common/old_libstdcxx.cpp"],
             depends=glob("vrwkv/ops/**/*.cuh", recursive=True) + glob("vrwkv/ops/**/*.h", recursive=True),
             extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3", "-std=c++17", *STABLE_ABI, *OLD_GLIBC]},
             py_limited_api=True,

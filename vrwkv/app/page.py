@@ -148,7 +148,7 @@ def _segment_tab(segmentor: nn.Module, max_pixels: int, examples: Sequence[Path]
 
     _on_change(picture, message, [layers, overlay, shares, download], segmented, max_pixels, [opacity])
     opacity.change(
-        lambda shown, opacity: shown and Image.blend(*shown, opacity), [layers, opacity], overlay,
+        lambda shown, opacity: shown and Image.blend(shown[0], shown[1], opacity), [layers, opacity], overlay,
         show_progress="hidden", trigger_mode="always_last", api_visibility="private",
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from vrwkv.runtime.checkpoint import convert_on_load, unwrap
 try:
     from timm.models._input import update_model_input_size
 except ImportError:  # an older timm, which does not save what a model was made with
-    update_model_input_size = None
+    update_model_input_size = None  # type: ignore[assignment]
 
 __all__ = ["VisionRWKVBase", "build_model", "checkpoint_filter_fn", "make_cfg"]
 
