@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", metavar="IMAGE")
-    parser.add_argument("--checkpoint", metavar="PATH", help="of tools/train.py, or weights of --model")
+    parser.add_argument("--checkpoint", metavar="PATH", help="of tools/train.py or export.py, or weights of --model")
     parser.add_argument("--model", metavar="NAME", help="timm model, where the checkpoint does not say")
     parser.add_argument("--pretrained", action="store_true", help="use the published weights of --model")
     parser.add_argument("--topk", type=int, default=5)

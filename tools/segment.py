@@ -2,6 +2,7 @@
 
 python tools/segment.py photo.jpg --config CONFIG --checkpoint CHECKPOINT --out output/segments
 python tools/segment.py photos/ more/*.png --config CONFIG --checkpoint CHECKPOINT --out output/segments --json
+python tools/segment.py photo.jpg --checkpoint segmentor.onnx --out output/segments
 python tools/segment.py map.tif --config CONFIG --checkpoint CHECKPOINT --out output/maps --tile 1024 --classes water
 """
 
@@ -20,8 +21,8 @@ from vrwkv.runtime.processes import AMP
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER")
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--config", help="of the checkpoint; an .onnx file needs none")
+    parser.add_argument("--checkpoint", required=True, metavar="PATH", help="or an .onnx file of tools/export.py")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     parser.add_argument("--opacity", type=float, default=0.5, help="of the colours, 0 to 1 (default: 0.5)")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="draw these alone in the overlay (default: all)")

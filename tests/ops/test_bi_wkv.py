@@ -4,7 +4,7 @@ import torch
 from support.tolerances import BACKWARD, FORWARD, assert_close
 
 from vrwkv.ops import _extension, bi_wkv
-from vrwkv.ops._bi_wkv import reference
+from vrwkv.ops._bi_wkv import reference, torch_impl
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 NAMES = ("w", "u", "k", "v")
@@ -246,3 +246,17 @@ def test_operators_called_directly_check_their_input(native):
         with pytest.raises(RuntimeError) as caught:
             call()
         assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("decay", [-300, -5, 0, 30, 300])
+@pytest.mark.parametrize("tokens", [1, 2, 16, 17, 196])
+def test_exported_form(tokens, decay):
+    """One graph for every T: right for all decays that `vrwkv.export` lets through, and for keys far apart."""
+    w, u, k, v = make_inputs(2, tokens, 33, torch.float64)
+    w = torch.full_like(w, decay / tokens)
+    for keys in (k, 300 * k):
+        inputs = w, u, keys, v
+        wanted, scale = expected(inputs), v.abs().max().item()
+        assert_close(torch_impl._exported(*inputs), wanted, FORWARD, torch.float64, scale=scale)
+    single = [x.float() for x in make_inputs(2, tokens, 33)]
+    assert_close(torch_impl._exported(*single), expected(single), FORWARD, torch.float32, scale=scale)

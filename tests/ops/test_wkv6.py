@@ -207,3 +207,9 @@ def test_autocast_keeps_the_given_dtype(device):
         y = wkv6(*inputs)
     assert y.dtype == torch.bfloat16
     assert torch.equal(y, wkv6(*inputs))
+
+
+def test_traced_by_jit(device):
+    inputs = [torch.randn(2, 70, 2, 16, device=device) for _ in range(4)] + [torch.randn(2, 16, device=device)]
+    traced = torch.jit.trace(lambda *x: wkv6(*x), inputs)
+    torch.testing.assert_close(traced(*inputs), wkv6(*inputs), rtol=0, atol=0)

@@ -16,7 +16,9 @@ from vrwkv.classification.model import check_model, create_model, data_config_of
 from vrwkv.runtime import checkpoint
 from vrwkv.runtime.config import Positive, PositiveShare, Section, Text, check
 from vrwkv.runtime.errors import UserError
+from vrwkv.runtime.facts import Facts
 from vrwkv.runtime.images import Picture, open_image
+from vrwkv.runtime.onnx_model import OnnxModel, is_onnx
 from vrwkv.runtime.processes import Amp, World, autocast, choose_device
 
 BATCH_SIZE = 32
@@ -38,6 +40,8 @@ class Classifier:
         data_root: The folder that it was trained on.
         val_split: The folder in it that validated the training.
         amp: Number format of the forward pass.
+        arch: timm's name of the model, where it has one.
+        model_args: Keywords of its constructor.
 
     Raises:
         UserError: the number of names is not that of the model's classes.
@@ -51,18 +55,28 @@ class Classifier:
         data_root: str | None = None,
         val_split: str = "val",
         amp: Amp = "none",
+        arch: str | None = None,
+        model_args: dict[str, Any] | None = None,
     ) -> None:
         self.model, self.data_config, self.class_names = model.eval(), data_config, class_names
         self.data_root, self.val_split, self.amp = data_root, val_split, amp
+        self.arch, self.model_args = arch, model_args or {}
         self.num_classes: int = model.num_classes  # type: ignore[assignment] # every timm model has it
         if class_names is not None and len(class_names) != self.num_classes:
             raise UserError(f"the model has {self.num_classes} classes, {len(class_names)} names are given")
-        self.device = next(model.parameters()).device
+        self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._mode = "L" if data_config["input_size"][0] == 1 else "RGB"
         self._transform = create_transform(**data_config)
         self._names = class_names or [str(i) for i in range(self.num_classes)]
         info = _imagenet_info(self.num_classes)
         self._labels = info.label_descriptions() if info and info.label_names() == self._names else self._names
+
+    def facts(self) -> Facts:
+        """What a file of the exported model has to say."""
+        keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+        settings = {key: self.data_config[key] for key in keys}
+        names = self.class_names
+        return Facts("classification", **settings, class_names=names, arch=self.arch, model_args=self.model_args)
 
     def open(self, image: Picture) -> Any:
         """The picture (PIL) in the mode that the model is given.
@@ -175,10 +189,11 @@ def load_classifier(
     amp: Amp = "none",
     **overrides: Any,
 ) -> Classifier:
-    """A trained model from a checkpoint of `tools/train.py`, or from any timm model's name and weights.
+    """A trained model: of `tools/train.py`, of `tools/export.py`, or from any timm model's name and weights.
 
     Args:
-        checkpoint_path: Checkpoint; one that was not written here needs `model_name` as well.
+        checkpoint_path: Checkpoint, or an ONNX file of `tools/export.py`, whose `model` takes pictures and gives logits
+            and has no layers. One that was not written here needs `model_name` as well.
         model_name: timm's name.
         pretrained: Take the published weights of `model_name`.
         device: Where the model is to run: a torch device, or "auto".
@@ -192,6 +207,8 @@ def load_classifier(
     if not (checkpoint_path or (model_name and pretrained)):
         raise UserError("required: --checkpoint PATH, or --model NAME with --pretrained")
     picture = check(PictureConfig, overrides, "option").model_dump(exclude_none=True)
+    if checkpoint_path and is_onnx(checkpoint_path):
+        return _load_onnx(checkpoint_path, model_name, str(device), amp, picture)
     content = checkpoint.read(checkpoint_path) if checkpoint_path else {}
     saved = check(_Saved, content, f"checkpoint {checkpoint_path}: entry")
     name = model_name or saved.arch
@@ -211,7 +228,19 @@ def load_classifier(
     names = saved.class_names
     if names is None and (info := _imagenet_info(num_classes)):
         names = info.label_names()
-    return Classifier(model, data_config, names, saved.config.data.root, saved.config.data.val_split, amp)
+    data = saved.config.data
+    return Classifier(model, data_config, names, data.root, data.val_split, amp, name, saved.model_args)
+
+
+def _load_onnx(path: str | Path, model_name: str | None, device: str, amp: Amp, picture: dict[str, Any]) -> Classifier:
+    model = OnnxModel(path, "classification", device, amp)
+    facts = model.facts
+    if model_name and model_name != facts.arch:
+        raise UserError(f"checkpoint {path} holds {facts.arch}, not {model_name}")
+    settings = check(_DataSettings, facts.data_config(), f"metadata of {path}: entry").model_dump()
+    if size := picture.pop("img_size", None):
+        settings["input_size"] = (settings["input_size"][0], size, size)
+    return Classifier(model, settings | picture, facts.class_names, arch=facts.arch, model_args=facts.model_args)
 
 
 def _imagenet_info(num_classes: int) -> ImageNetInfo | None:

@@ -15,6 +15,7 @@ from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from vrwkv.runtime.errors import UserError, first_line
+from vrwkv.runtime.facts import Facts
 
 FilterFn = Callable[[Mapping[str, Any], Any], dict[str, Tensor]]
 """timm's `checkpoint_filter_fn(state_dict, model)`: the weights by the names of the model."""
@@ -85,7 +86,7 @@ def _crc32(file: BinaryIO, size: int) -> int:
 
 
 def read(path: str | Path, safe: Sequence[Any] = ()) -> dict[str, Any]:
-    """The content of a checkpoint, tensors on the CPU; of a .safetensors file, only the weights.
+    """The content of a checkpoint, tensors on the CPU; of a .safetensors file, the weights, and what its metadata say.
 
     Args:
         path: The file.
@@ -98,9 +99,7 @@ def read(path: str | Path, safe: Sequence[Any] = ()) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} does not exist")
     try:
         if Path(path).suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
+            return _read_safetensors(path)
         _check_checksum(path)
         with torch.serialization.safe_globals(list(safe)):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -115,6 +114,20 @@ def read(path: str | Path, safe: Sequence[Any] = ()) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a checkpoint: it holds {type(content).__name__}, not a dict")
     return content
+
+
+def _read_safetensors(path: str | Path) -> dict[str, Any]:
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    weights = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    if "task" not in metadata:  # not written by tools/export.py
+        return weights
+    facts = Facts.from_metadata(metadata, path)
+    about = {"arch": facts.arch, "model_args": facts.model_args, "class_names": facts.class_names}
+    return {"state_dict": weights, **about, "data_config": facts.data_config()}
 
 
 def unwrap(content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -27,7 +27,8 @@ class LeanSegformerHead(SegformerHead):
         weights = self.fusion_conv.conv.weight.split(self.channels, dim=1)
         coarse = [F.conv2d(conv(x), w) for x, conv, w in zip(maps, self.convs[1:], weights[1:], strict=True)]
         height, width = fine.shape[2:]
-        if torch.is_grad_enabled() or self.align_corners or self.interpolate_mode != "bilinear":
+        at_once = torch.is_grad_enabled() or torch.compiler.is_exporting()  # a graph cannot follow the number of rows
+        if at_once or self.align_corners or self.interpolate_mode != "bilinear":
             return self._classify(fine, weights[0], [self._resize(x, (height, width)) for x in coarse])
         # A pixel's classes side by side, as they come.
         logits = fine.new_empty(len(fine), height, width, self.out_channels).permute(0, 3, 1, 2)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.images import Picture, open_image
+from vrwkv.runtime.onnx_model import is_onnx
 from vrwkv.runtime.processes import Amp, World, autocast, choose_device, usable_amp
 from vrwkv.segmentation.checkpoint import load_segmentor_weights, read
 from vrwkv.segmentation.classes import fill_classes, fill_from_top
@@ -24,6 +25,7 @@ from vrwkv.segmentation.config import dataset_meta, load_config
 from vrwkv.segmentation.engine import config_errors, read_checkpoints_safely
 from vrwkv.segmentation.resize import resize_rows
 from vrwkv.segmentation.tiles import STEP, fill_by_tiles
+from vrwkv.segmentation.whole import OnnxSegmentor
 
 MAX_ASPECT = 32  # beyond it, pictures are widened by repeating their border before they are segmented
 ROWS = 64  # of logits that are resized at a time
@@ -47,7 +49,7 @@ class Segmentation:
 
 
 def load_segmentor(
-    config: str | Path | Config,
+    config: str | Path | Config | None,
     checkpoint: str | Path,
     device: str = "auto",
     options: Mapping[str, Any] | None = None,
@@ -57,14 +59,21 @@ def load_segmentor(
     Batch norms are folded into convolutions, whose weights lie channels last.
 
     Args:
-        config: A config of mmsegmentation.
-        checkpoint: File of `tools/train_segmentor.py`, of mmseg 0.x, or published by the authors.
+        config: A config of mmsegmentation; None for an ONNX file, which needs none and is always used whole.
+        checkpoint: File of `tools/train_segmentor.py`, of mmseg 0.x, or published by the authors; or an ONNX file of
+            `tools/export.py`.
         device: A torch device, or "auto".
         options: Overrides of keys of the config, such as {"model.test_cfg.mode": "whole"}.
 
     Raises:
         UserError: config or checkpoint cannot be used, or do not fit each other.
     """
+    if is_onnx(checkpoint):
+        if config or options:
+            raise UserError(f"{checkpoint} holds its own settings: required is no config, got {config or options}")
+        return OnnxSegmentor(checkpoint, device)
+    if config is None:
+        raise UserError(f"checkpoint {checkpoint} needs a config: give --config CONFIG")
     cfg = load_config(config, options)
     content = read(checkpoint)
     read_checkpoints_safely()
@@ -97,7 +106,9 @@ def segment(model: nn.Module, image: Picture, amp: Amp = "none", tile: int | Non
     picture = open_image(image, limit=tile is None)
     width, height = picture.size
     mask = torch.empty(height, width, dtype=torch.uint8)
-    device = next(model.parameters()).device
+    if isinstance(model, OnnxSegmentor) and amp != "none":
+        raise UserError(f"an ONNX file computes in its own number format, not in {amp}")
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with torch.inference_mode(), autocast(World(device), usable_amp(amp, device.type)):
         if tile is not None and max(width, height) > tile:
             fill_by_tiles(mask, lambda box: _logits_of_tile(model, picture.crop(box)), tile)
@@ -123,7 +134,7 @@ def _logits_of_tile(model: Any, picture: Image.Image) -> Tensor:
             f"tiles need a test_pipeline that leaves pictures at their size, that of the config brings {picture.width} "
             f"x {picture.height} pixels to {width} x {height}"
         )
-    return model.decode_head(model.extract_feat(inputs))[0].permute(1, 2, 0)
+    return _logits(model, inputs)[0].permute(1, 2, 0)
 
 
 def _fill_whole(model: Any, picture: Image.Image, mask: Tensor) -> None:
@@ -135,10 +146,10 @@ def _fill_whole(model: Any, picture: Image.Image, mask: Tensor) -> None:
     inputs = _prepare(model, pixels)
     size = (inputs.shape[2], inputs.shape[3])
     padded = mask if pixels.shape[:2] == mask.shape else torch.empty(pixels.shape[:2], dtype=torch.uint8)
-    if model.test_cfg.get("mode", "whole") != "whole":
+    if not isinstance(model, OnnxSegmentor) and model.test_cfg.get("mode", "whole") != "whole":
         fill_from_top(padded, _windows(model, inputs), size)
     else:
-        logits = model.decode_head(model.extract_feat(inputs))
+        logits = _logits(model, inputs)
         if size == pixels.shape[:2]:
             fill_classes(padded, logits[0].permute(1, 2, 0), (0, 0), (logits.shape[2], logits.shape[3]))
         else:
@@ -149,11 +160,18 @@ def _fill_whole(model: Any, picture: Image.Image, mask: Tensor) -> None:
 
 def _prepare(model: Any, pixels: np.ndarray) -> Tensor:
     """The model's input ``(1, 3, h, w)`` for RGB pixels ``(H, W, 3)``, by the config's test pipeline."""
+    if isinstance(model, OnnxSegmentor):
+        return model.prepare(pixels)
     steps = [step for step in model.cfg.test_pipeline if not step["type"].startswith("Load")]
     shape = pixels.shape[:2]
     results = Compose(steps)({"img": pixels[..., ::-1], "img_shape": shape, "ori_shape": shape, "seg_fields": []})
     data = {"inputs": [results["inputs"]], "data_samples": [results["data_samples"]]}
     return model.data_preprocessor(data, training=False)["inputs"]
+
+
+def _logits(model: Any, inputs: Tensor) -> Tensor:
+    """Logits ``(1, C, h, w)`` of ``inputs (1, 3, H, W)``, at the head's stride or, of an ONNX file, at 1."""
+    return model(inputs) if isinstance(model, OnnxSegmentor) else model.decode_head(model.extract_feat(inputs))
 
 
 def _resized(logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:

@@ -43,10 +43,10 @@ def visualize(
     """
     model = classifier.model
     images = torch.stack([classifier.prepare(path) for path in pictures]).to(classifier.device)  # (B, C, H, W)
-    models = {"initial weights": _initial(model), "trained weights": model}
     figures: dict[str, Figure] = {}
     try:
         mixes = spatial_mixes(model)
+        models = {"initial weights": _initial(model), "trained weights": model}
         fields = {title: effective_receptive_field(each, images) for title, each in models.items()}
         figures["receptive_field.png"] = draw_receptive_field(fields, len(images), name)
         figures["decays.png"] = draw_decays(models, name)

@@ -4,6 +4,9 @@ Prefix and suffix sums are one exclusive scan over a stacked pair (tokens, token
 radix 16: each level runs 16 steps over all its segments at once, and the segment totals are scanned by the level above,
 so T tokens take about ``16 * log16(T)`` small steps. Every state carries the logarithm of its scale, a running maximum,
 so no sum can overflow and none that matters can underflow.
+
+An exported graph must serve every T, so it cannot have a number of levels that follows T. There tokens form 8
+segments, whatever their number: sums inside a segment are cumulative sums, and segments meet in pairs.
 """
 
 import torch
@@ -11,7 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _RADIX = 16
+_SEGMENTS = 8  # of an exported graph
 _EMPTY = -1e30  # the log-scale of a sum without terms; finite, so that differences never give NaN
+
+EXPORTED_DECAY = 40.0 * _SEGMENTS
+"""Largest ``|w| T`` that an exported graph is right for."""
 
 
 def _exclusive_scan(w: Tensor, k: Tensor, x: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -63,12 +70,51 @@ def _exclusive_scan(w: Tensor, k: Tensor, x: Tensor) -> list[tuple[Tensor, Tenso
     return parts
 
 
+def _exported(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Bi-WKV as one graph for every T, in the dtype of ``w``.
+
+    Inside a segment plain weights ``exp(k_i - max k + i w)`` are summed, so ``|w| T`` must stay below
+    :data:`EXPORTED_DECAY`.
+    """
+    tokens = k.shape[1]
+    length = (tokens + _SEGMENTS - 1) // _SEGMENTS
+    padding = (0, 0, 0, length * _SEGMENTS - tokens)
+    k = F.pad(k, padding, value=_EMPTY).unflatten(1, (_SEGMENTS, length))  # (B, S, L, C)
+    v = F.pad(v, padding).unflatten(1, (_SEGMENTS, length))
+    both_k, both_v = (torch.stack((x, x.flip(1, 2))) for x in (k, v))  # the suffix is a prefix backwards
+    places = torch.arange(length, device=k.device, dtype=k.dtype).unsqueeze(1)  # (L, 1)
+    largest = both_k.amax(3)  # (2, B, S, C)
+    terms = (both_k - largest.unsqueeze(3) + places * w).exp()
+    terms = torch.stack((terms * both_v, terms), dim=4)  # (2, B, S, L, 2, C): numerator and denominator
+    sums = F.pad(terms[:, :, :, : length - 1], (0, 0, 0, 0, 1, 0)).cumsum(3)
+
+    numbers = torch.arange(_SEGMENTS, device=k.device)
+    apart = (numbers[:, None] - numbers).unsqueeze(2)  # (S, S, 1)
+    # Of the sums of earlier segments, as the first token of a later one meets them.
+    scales = torch.where(apart > 0, largest.unsqueeze(2) - (apart * length - 1) * w, _EMPTY)  # (2, B, S, S, C)
+    forward, backward = torch.maximum(scales.amax(3), largest).unbind()
+    maximum = torch.maximum(forward, backward.flip(1))  # (B, S, C)
+    both_maximum = torch.stack((maximum, maximum.flip(1)))
+    weights = (scales - both_maximum.unsqueeze(3)).exp()
+    carried = (weights.unsqueeze(4) * terms.sum(3).unsqueeze(2)).sum(3)  # (2, B, S, 2, C)
+    own = (largest - both_maximum).exp()[:, :, :, None, None]
+    decay, decay_inside = (-places * w).exp().unsqueeze(1), ((1 - places).clamp(max=0) * w).exp().unsqueeze(1)
+    states = decay * carried.unsqueeze(3) + (own * decay_inside) * sums
+
+    forward, backward = states.unbind()
+    bonus = (u + k - maximum.unsqueeze(2)).exp()
+    numerator, denominator = (forward + backward.flip(1, 2)).unbind(3)
+    return ((numerator + bonus * v) / (denominator + bonus)).flatten(1, 2)[:, :tokens]
+
+
 def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Bi-WKV of ``k, v (B, T, C)`` with ``w, u (C,)`` in fp32 or fp64; returns ``(B, T, C)`` in ``k``'s dtype."""
     if k.numel() == 0:
         return (k * v * (w + u)).to(k.dtype)
     dtype = k.dtype
     k, v = k.to(w.dtype), v.to(w.dtype)
+    if torch.compiler.is_exporting():
+        return _exported(w, u, k, v).to(dtype)
     terms = torch.stack((v, torch.ones_like(v)), dim=2)  # (B, T, 2, C)
     both_k = torch.cat((k, k.flip(1)))
     both_terms = torch.cat((terms, terms.flip(1)))

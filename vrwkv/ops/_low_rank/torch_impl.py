@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vrwkv.ops._lerp import lerp
+
 
 def low_rank(h: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     """``h (B, T, R)`` with ``matrix (R, C)`` and ``offset (C,)`` in fp32 or fp64; returns ``(B, T, C)`` like ``h``."""
@@ -24,7 +26,7 @@ def low_rank_mix(x: Tensor, y: Tensor, h: Tensor, matrices: Tensor, offsets: Ten
     """``x, y (B, T, C)`` and ``h (B, T, J * R)`` with ``matrices (J, R, C)`` and ``offsets (J, C)`` in fp32 or fp64."""
     wide_x, wide_y = x.to(matrices.dtype), y.to(matrices.dtype)
     weights = (low_rank(*part) for part in zip(_parts(h, matrices), matrices, offsets, strict=True))
-    return [torch.lerp(wide_x, wide_y, weight).to(x.dtype) for weight in weights]
+    return [lerp(wide_x, wide_y, weight).to(x.dtype) for weight in weights]
 
 
 def low_rank_mix_backward(

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vrwkv.ops._lerp import lerp
+
 
 def q_shift(x: Tensor, height: int, width: int, shift_pixel: int, channel_gamma: float, heads: int) -> Tensor:
     """Shift the tokens ``x (B, H * W, C)`` by padding and cropping each group; returns the same shape."""
@@ -36,4 +38,4 @@ def q_shift_mix(
     """``x * m + shifted * (1 - m)`` for each ``m (C,)``, in ``m``'s dtype; returns ``x``'s shape and dtype."""
     dtype = x.dtype
     shifted = q_shift(x, height, width, shift_pixel, channel_gamma, heads)
-    return [torch.lerp(shifted.to(mix.dtype), x.to(mix.dtype), mix).to(dtype) for mix in mixes]
+    return [lerp(shifted.to(mix.dtype), x.to(mix.dtype), mix).to(dtype) for mix in mixes]

@@ -10,6 +10,7 @@ where a state of N x N goes from chunk to chunk.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._higher_order_ops.scan import scan
 
 _CHUNK = 64  # tokens; a power of two
 _LARGEST_W = 30.0  # exp(-exp(w)) is zero long before, and exp(w) still far from infinity
@@ -42,27 +43,42 @@ def _inside_chunks(r: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor
 
 def _between_chunks(r: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
     """What tokens get from earlier chunks; everything ``(..., chunks, C, N)``."""
-    added = ((k * _to_border(log_decay, reverse=True)).mT @ v).unbind(-3)  # (..., N, N) each
-    decays = log_decay.sum(-2).exp().unsqueeze(-1).unbind(-3)
-    states = [torch.zeros_like(added[0])]
-    for decay, add in zip(decays[:-1], added[:-1], strict=True):
+    added = (k * _to_border(log_decay, reverse=True)).mT @ v  # (..., chunks, N, N)
+    decays = log_decay.sum(-2).exp().unsqueeze(-1)
+    return (r * _to_border(log_decay, reverse=False)) @ _states(decays, added)
+
+
+def _states(decays: Tensor, added: Tensor) -> Tensor:
+    """The state before each chunk; ``decays (..., chunks, N, 1)``, ``added`` and the result ``(..., chunks, N, N)``."""
+    empty = torch.zeros_like(added[..., 0, :, :])
+    if torch.compiler.is_exporting():  # a loop in the graph: it must serve any number of chunks
+        return scan(_next_state, empty, (decays, added), dim=added.dim() - 3)[1]
+    states = [empty]
+    for decay, add in zip(decays.unbind(-3)[:-1], added.unbind(-3)[:-1], strict=True):
         states.append(torch.addcmul(add, decay, states[-1]))
-    return (r * _to_border(log_decay, reverse=False)) @ torch.stack(states, dim=-3)
+    return torch.stack(states, dim=-3)
+
+
+def _next_state(state: Tensor, chunk: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    decay, add = chunk
+    return torch.addcmul(add, decay, state), state.clone()
 
 
 def _sum_over_tokens(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
     tokens = r.shape[1]
     r, k, v, w = (x.to(u.dtype).transpose(1, 2) for x in (r, k, v, w))  # (B, H, T, N)
     own = (r * u[:, None] * k).sum(-1, keepdim=True) * v
-    chunk = min(_CHUNK, max(2, 1 << (tokens - 1).bit_length()))
+    exporting = torch.compiler.is_exporting()
+    chunk = _CHUNK if exporting else min(_CHUNK, max(2, 1 << (int(tokens) - 1).bit_length()))
     padding = -tokens % chunk
     r, k, v, log_decay = (
         F.pad(x, (0, 0, 0, padding)).unflatten(2, (-1, chunk)) for x in (r, k, v, -w.clamp(max=_LARGEST_W).exp())
     )  # (B, H, chunks, C, N)
     y = _inside_chunks(r, k, v, log_decay)
-    if tokens > chunk:
-        backwards = _between_chunks(*(x.flip(2, 3) for x in (r, k, v, log_decay))).flip(2, 3)
-        y = y + _between_chunks(r, k, v, log_decay) + backwards
+    if exporting or tokens > chunk:
+        both = (torch.stack((x, x.flip(2, 3))) for x in (r, k, v, log_decay))
+        forward, backward = _between_chunks(*both).unbind()
+        y = y + forward + backward.flip(2, 3)
     return (own + y.flatten(2, 3)[:, :, :tokens]).transpose(1, 2)
 
 

@@ -1,0 +1,165 @@
+"""The files: written beside their name, compared with the network, and renamed."""
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from vrwkv.export.program import trace, uncached
+from vrwkv.export.report import Row, compare, require_equal
+from vrwkv.export.subject import subject_of
+from vrwkv.runtime.errors import MissingExtra, UserError, first_line
+from vrwkv.runtime.facts import Facts
+from vrwkv.runtime.onnx_model import OnnxModel
+
+OPSET = 20
+Quantize = Literal["none", "int8"]
+
+
+def to_onnx(model: Any, path: str | Path, quantize: Quantize = "none") -> list[Row]:
+    """Writes a model as one ONNX file of standard operators (opset 20) for every batch and image size.
+
+    Input ``images`` ``(batch, channels, height, width)``, normalised as the file's metadata say; output ``logits``
+    ``(batch, classes)``, of segmentors ``(batch, classes, height, width)``.
+
+    Args:
+        model: A timm model of this package, a `Classifier`, or a segmentor of `load_segmentor`.
+        path: The file, NAME.onnx.
+        quantize: "int8" keeps the weights of matrix products as 8-bit integers, by onnxruntime's dynamic quantisation.
+
+    Returns:
+        How far it is from `model` at five image sizes. With int8, which is less exact, nothing is required of it.
+
+    Raises:
+        UserError: it cannot be exported, differs from `model` by more than 1e-4 of the largest logit, or cannot be
+            written; then nothing is.
+    """
+    path = Path(path)
+    _require(path.suffix == ".onnx", f"the file of an ONNX model must be named NAME.onnx, got {path}")
+    _require(quantize in ("none", "int8"), f"quantize must be none or int8, got {quantize!r}")
+    _import_onnx()
+    network, facts = subject = subject_of(model)
+    with _written(path) as temporary:
+        _save_onnx(network, facts, temporary)
+        rows = compare(subject, OnnxModel(temporary, facts.task))
+        require_equal(rows, path)
+        if quantize == "int8":
+            _quantize(temporary)
+            rows = compare(subject, OnnxModel(temporary, facts.task))
+    return rows
+
+
+def to_torch(model: Any, path: str | Path) -> list[Row]:
+    """Writes a model as a torch program, which runs where torch is, without this package.
+
+    .. code-block:: python
+
+        program = torch.export.load("model.pt2").module(check_guards=False)
+        logits = program(images)
+
+    Args:
+        model: As for :func:`to_onnx`.
+        path: The file, NAME.pt2. What ONNX files have as metadata is in its extra file ``facts.json``.
+
+    Returns:
+        As :func:`to_onnx`.
+
+    Raises:
+        UserError: as :func:`to_onnx`.
+    """
+    path = Path(path)
+    _require(path.suffix == ".pt2", f"the file of a torch program must be named NAME.pt2, got {path}")
+    network, facts = subject = subject_of(model)
+    with _written(path) as temporary:
+        with uncached():  # contexts of autocast, which cannot be saved, go
+            program = trace(network, facts.input_size[0]).run_decompositions({})
+        torch.export.save(program, temporary, extra_files={"facts.json": json.dumps(facts.to_metadata())})
+        # The guards are what tracing its example found true; what holds for every size is compared here.
+        rows = compare(subject, torch.export.load(temporary).module(check_guards=False))
+        require_equal(rows, path)
+    return rows
+
+
+def to_safetensors(model: Any, path: str | Path) -> None:
+    """Writes the weights of a classifier by timm's names, with what `load_classifier` needs as the file's metadata.
+
+    Raises:
+        UserError: `model` is no classifier, or the file cannot be written.
+    """
+    path = Path(path)
+    _require(path.suffix == ".safetensors", f"the file must be named NAME.safetensors, got {path}")
+    network, facts = subject_of(model)
+    _require(facts.task == "classification", "safetensors are written of classifiers; a segmentor's file is its .pth")
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    with _written(path) as temporary:
+        save_file(weights, temporary, facts.to_metadata())
+        _require(load_file(temporary).keys() == weights.keys(), f"{path} is not written: it cannot be read back")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def _import_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra(f"ONNX files need onnx, onnxscript and onnxruntime ({error}): pip install 'vrwkv[export]'"
+                           ) from error  # fmt: skip
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """A name beside `path` that becomes `path` at the end of the block, or nothing where that fails."""
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        temporary.touch()  # before minutes of work
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or first_line(error)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _save_onnx(network: torch.nn.Module, facts: Facts, path: Path) -> None:
+    program = trace(network, facts.input_size[0])
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
+    try:
+        with warnings.catch_warnings(), uncached():
+            warnings.simplefilter("ignore")  # of names that the exporter itself chose
+            exported: Any = torch.onnx.export(program, **names, opset_version=OPSET, dynamo=True, verbose=False)
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = first_line(error.__cause__ or error)
+        raise UserError(f"{type(network).__name__} cannot be written in ONNX's operators: {reason}") from error
+    domains = {node.domain for node in exported.model.graph.all_nodes()} - {"", "ai.onnx"}
+    _require(not domains, f"{path} is not written: it would need operators of {', '.join(sorted(domains))}")
+    exported.model.metadata_props.update(facts.to_metadata())
+    exported.save(path, external_data=False)
+
+
+def _quantize(path: Path) -> None:
+    """Replace the float weights of matrix products in the file `path` by integers."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    logging.getLogger().addFilter(_no_advice)
+    try:
+        quantize_dynamic(path, path, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8)
+    finally:
+        logging.getLogger().removeFilter(_no_advice)
+
+
+def _no_advice(record: logging.LogRecord) -> bool:
+    """Whether a message is other than onnxruntime's advice to prepare a model for integer activations."""
+    return "pre-processing" not in record.getMessage()
