@@ -52,6 +52,8 @@ class DataConfig(PictureConfig):
     train_split: Text = "train"
     val_split: Text = "val"
     workers: Annotated[int, Field(ge=0, le=256), MAY_CHANGE] = 4  # per process
+    max_corrupt: Annotated[int, Field(ge=0), MAY_CHANGE] = 0
+    """Pictures that cannot be read and are replaced by others, of an epoch and process; one more ends the run."""
 
 
 def _known_to_timm(auto_augment: str) -> str:

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from timm.data import create_loader, create_transform
-from timm.data.loader import PrefetchLoader, fast_collate
+from timm.data.loader import PrefetchLoader
 from timm.utils.misc import natural_key
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from vrwkv.classification.config import AugmentConfig, DataConfig
+from vrwkv.classification.corrupt import CountingLoader, ReplacingDataset
 from vrwkv.runtime.errors import UserError, nearest
 from vrwkv.runtime.images import open_image, picture_endings
 from vrwkv.runtime.processes import World
@@ -148,11 +149,11 @@ def create_train_loader(
         auto_augment=augment.auto_augment,
         use_prefetcher=True,
     )
-    loader = DataLoader(
-        SeededDataset(dataset, seed),
+    loader = CountingLoader(
+        SeededDataset(ReplacingDataset(dataset, config.max_corrupt), seed),
+        config.max_corrupt,
         batch_sampler=StepSampler(len(dataset), config.batch_size, seed, world),
         num_workers=config.workers,
-        collate_fn=fast_collate,
         pin_memory=world.device.type == "cuda",
         worker_init_fn=_init_worker,  # type: ignore[arg-type] # what it returns is not looked at
     )
