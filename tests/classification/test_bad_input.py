@@ -239,7 +239,7 @@ def test_no_class_folders(tmp_path, train, train_args, error):
 def test_validation_class_unknown_to_training(own_data, tmp_path, train, train_args, error):
     (own_data / "val" / "red").rename(own_data / "val" / "reds")
     message = error(train, train_args(tmp_path / "output", f"data.root={own_data}"))
-    assert f"class folder {own_data / 'val' / 'reds'} is none of the 3 known classes; nearest: red" in message
+    assert f"class {own_data / 'val' / 'reds'} is none of the 3 known classes; nearest: red" in message
 
 
 @pytest.mark.parametrize("workers", [0, 1])

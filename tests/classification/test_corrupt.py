@@ -7,7 +7,8 @@ import torch
 from support.training import MEAN, STD, numbers_of, write_squares
 
 from vrwkv.classification.config import AugmentConfig, DataConfig
-from vrwkv.classification.data import ImageFolder, create_train_loader
+from vrwkv.classification.data import create_train_loader
+from vrwkv.classification.folder import ImageFolder
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import World
 

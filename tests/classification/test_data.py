@@ -14,13 +14,13 @@ from support.training import MEAN, STD, normalise
 
 from vrwkv.classification.config import AugmentConfig, DataConfig
 from vrwkv.classification.data import (
-    FolderDataset,
-    ImageFolder,
+    PictureDataset,
     _init_worker,
     create_eval_loader,
     create_train_loader,
     share_of,
 )
+from vrwkv.classification.folder import ImageFolder
 from vrwkv.classification.task import create_mixing
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import World
@@ -189,7 +189,7 @@ def test_every_format_in_every_subfolder(tmp_path):
     (tmp_path / "val" / "b" / "itself.png").symlink_to("itself.png")
     folder = ImageFolder(tmp_path, "val")
     assert folder.describe() == f"{tmp_path / 'val'}: 8 pictures of 12 files in 2 classes"
-    dataset = FolderDataset(folder, ["b", "a"], 3)
+    dataset = PictureDataset(folder, ["b", "a"], 3)
     found = [os.path.relpath(path, tmp_path / "val") for path, _ in dataset.samples]
     assert found == [*(f"a/{name}" for name in names), "b/1.png"]
     assert [target for _, target in dataset.samples] == [1] * 7 + [0]
@@ -280,8 +280,8 @@ def test_epochs_and_pictures_differ(tmp_path):
 
 def test_what_was_trained_is_not_read_again(tmp_path, monkeypatch):
     read = []
-    load = FolderDataset.__getitem__
-    monkeypatch.setattr(FolderDataset, "__getitem__", lambda self, index: read.append(index) or load(self, index))
+    load = PictureDataset.__getitem__
+    monkeypatch.setattr(PictureDataset, "__getitem__", lambda self, index: read.append(index) or load(self, index))
     all_batches(tmp_path, 0, step=3)
     assert len(read) == 4
 

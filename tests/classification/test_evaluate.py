@@ -8,8 +8,9 @@ from support.training import MEAN, STD, normalise, square, write_squares
 from torch import nn
 
 from vrwkv.classification.config import DataConfig
-from vrwkv.classification.data import ImageFolder, create_eval_loader
+from vrwkv.classification.data import create_eval_loader
 from vrwkv.classification.evaluate import evaluate
+from vrwkv.classification.folder import ImageFolder
 from vrwkv.runtime.processes import join_world
 
 PICTURES, CLASSES = 8, 8

@@ -17,7 +17,7 @@ from vrwkv.runtime import checkpoint
 from vrwkv.runtime.config import Positive, PositiveShare, Section, Text, check
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.facts import Facts
-from vrwkv.runtime.images import Picture, open_image
+from vrwkv.runtime.images import Packed, Picture, open_image
 from vrwkv.runtime.onnx_model import OnnxModel, is_onnx
 from vrwkv.runtime.processes import Amp, World, autocast, choose_device
 
@@ -116,7 +116,7 @@ class Classifier:
         """
         if topk < 1:
             raise UserError(f"topk must be at least 1, not {topk}")
-        if isinstance(images, (str, os.PathLike, Image.Image)):
+        if isinstance(images, (str, os.PathLike, Image.Image, Packed)):
             return self.predict([images], topk)[0]
         found: list[list[Prediction]] = []
         for start in range(0, len(images), BATCH_SIZE):

@@ -1,7 +1,5 @@
-"""Image folders (`root/split/class/picture`) and their loaders."""
+"""Datasets of every form that `data.root` can have, and their loaders."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 from timm.data import create_loader, create_transform
@@ -11,107 +9,56 @@ from torch.utils.data import Dataset
 
 from vrwkv.classification.config import AugmentConfig, DataConfig
 from vrwkv.classification.corrupt import CountingLoader, ReplacingDataset
+from vrwkv.classification.folder import ImageFolder, Pictures
+from vrwkv.classification.packed import HuggingFace, Shards, TarFolders, find_tars
 from vrwkv.runtime.errors import UserError, nearest
-from vrwkv.runtime.images import open_image, picture_endings
+from vrwkv.runtime.images import open_image
 from vrwkv.runtime.processes import World
 from vrwkv.runtime.sampling import SeededDataset, StepSampler
 from vrwkv.runtime.signals import outlive_stop_signals
 
 
-class ImageFolder:
-    """The pictures of one split, found once: `root/split/class/**/picture`, of every format that Pillow reads.
-
-    Links to folders are followed; a folder is read once, so that circles end. What is hidden is left out.
+def find_pictures(root: str, split: str) -> Pictures:
+    """The pictures of a split, in the form that `root` names.
 
     Args:
-        root: The data's folder.
-        split: The folder in it.
+        root: A folder with `split/class/picture`, `split.tar` or `split/*.tar`; `wds/ROOT` has WebDataset shards,
+            `hfds/PATH` a dataset of Hugging Face's.
+        split: Its part.
 
     Raises:
-        UserError: there is no such folder; it holds no classes; a class has no pictures, or its folder is named as a
-            picture is; a folder lies in two classes.
+        UserError: there is no such thing, or it cannot be read.
     """
-
-    def __init__(self, root: str, split: str) -> None:
-        self.path = Path(root, split)
-        if not os.path.isdir(self.path):
-            what = f"data root {root} has no folder {split!r}" if os.path.isdir(root) else f"no data root {root}"
-            raise UserError(f"{what}; pictures are expected as {self.path}/class/picture")
-        self.files = 0  # of any kind
-        self.pictures: dict[str, list[str]] = {}  # paths by class, classes in timm's order: digits by value
-        above = [self.path.resolve(), *self.path.resolve().parents]
-        self._owners = {_identity(folder): "" for folder in above}  # the class of each folder that was read
-        for name in sorted((entry.name for entry in _scan(self.path) if _is_folder(entry)), key=natural_key):
-            self.pictures[name] = self._find(name)
-        if not self.pictures:
-            raise UserError(f"{self.path} holds no class folders")
-
-    def describe(self) -> str:
-        """How many pictures of how many files were found."""
-        pictures = sum(map(len, self.pictures.values()))
-        return f"{self.path}: {pictures} pictures of {self.files} files in {len(self.pictures)} classes"
-
-    def _find(self, name: str) -> list[str]:
-        folder, endings = os.path.join(self.path, name), picture_endings()
-        if os.path.splitext(name)[1].lower() in endings:
-            raise UserError(f"{folder} is a folder and no picture: rename it if it is a class, or move it away")
-        found, waiting = [], [folder]
-        while waiting:
-            here = waiting.pop()
-            if (identity := _identity(here)) in self._owners:
-                if self._owners[identity] not in ("", name):
-                    raise UserError(f"folder {here} lies in two classes, {self._owners[identity]} and {name}")
-                continue  # a circle of links
-            self._owners[identity] = name
-            for entry in _scan(here):
-                if _is_folder(entry):
-                    waiting.append(entry.path)
-                    continue
-                self.files += 1
-                if os.path.splitext(entry.name)[1].lower() in endings and os.path.isfile(entry.path):
-                    found.append(entry.path)
-        if not found:
-            raise UserError(f"class folder {folder} is empty: no file in it has the ending of a picture")
-        return found
+    form, _, rest = root.partition("/")
+    if form == "wds":
+        return Shards(rest, split)
+    if form == "hfds":
+        return HuggingFace(rest, split)
+    if form in ("hfids", "tfds"):
+        raise UserError(f"data root {root} is a stream, from whose middle no run could be resumed: use hfds/ or wds/")
+    return TarFolders(root, split) if find_tars(root, split) else ImageFolder(root, split)
 
 
-def _identity(folder: str | Path) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
-def _scan(folder: str | Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise UserError(f"cannot read folder {folder}: {error.strerror}") from error
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
-
-
-class FolderDataset(Dataset[tuple[Any, int]]):
+class PictureDataset(Dataset[tuple[Any, int]]):
     """Pictures and their class's place in `class_names`; a picture that cannot be read stops with its name.
 
     Args:
-        folder: The pictures.
+        pictures: By class.
         class_names: All classes.
         channels: 1 for grey pictures, 3 for RGB.
 
     Raises:
-        UserError: a class folder is not among `class_names`.
+        UserError: a class is not among `class_names`.
     """
 
-    def __init__(self, folder: ImageFolder, class_names: list[str], channels: int) -> None:
+    def __init__(self, pictures: Pictures, class_names: list[str], channels: int) -> None:
         index = {name: i for i, name in enumerate(class_names)}
-        for name in folder.pictures:
+        for name in pictures.pictures:
             if name not in index:
-                unknown = f"class folder {folder.path / name} is none of the {len(class_names)} known classes"
+                unknown = f"class {pictures.path / name} is none of the {len(class_names)} known classes"
                 raise UserError(f"{unknown}{nearest(name, class_names)}")
-        samples = [(path, index[name]) for name, paths in folder.pictures.items() for path in paths]
-        self.samples = sorted(samples, key=lambda sample: natural_key(sample[0]))
+        samples = [(picture, index[name]) for name, found in pictures.pictures.items() for picture in found]
+        self.samples = sorted(samples, key=lambda sample: natural_key(str(sample[0])))
         self.mode = "L" if channels == 1 else "RGB"
         self.transform: Any = None  # to be set
 
@@ -119,8 +66,8 @@ class FolderDataset(Dataset[tuple[Any, int]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        path, target = self.samples[index]
-        return self.transform(open_image(path, self.mode)), target
+        picture, target = self.samples[index]
+        return self.transform(open_image(picture, self.mode)), target
 
 
 def _init_worker(_: Any) -> int:
@@ -129,7 +76,7 @@ def _init_worker(_: Any) -> int:
 
 
 def create_train_loader(
-    folder: ImageFolder,
+    pictures: Pictures,
     class_names: list[str],
     data_config: dict[str, Any],
     config: DataConfig,
@@ -138,7 +85,7 @@ def create_train_loader(
     world: World,
 ) -> Any:
     """Shuffled, augmented batches of (B, C, H, W) pictures, normalised and on the device, and (B,) class indices."""
-    dataset = FolderDataset(folder, class_names, data_config["input_size"][0])
+    dataset = PictureDataset(pictures, class_names, data_config["input_size"][0])
     dataset.transform = create_transform(
         **data_config,
         is_training=True,
@@ -162,12 +109,12 @@ def create_train_loader(
 
 
 def create_eval_loader(
-    folder: ImageFolder, class_names: list[str], data_config: dict[str, Any], config: DataConfig, world: World
+    pictures: Pictures, class_names: list[str], data_config: dict[str, Any], config: DataConfig, world: World
 ) -> Any:
     """All pictures in order, resized and cropped at the centre, likewise. Each process gets its share, padded to equal
     size."""
     return create_loader(
-        FolderDataset(folder, class_names, data_config["input_size"][0]),  # type: ignore[arg-type] # has what timm needs
+        PictureDataset(pictures, class_names, data_config["input_size"][0]),  # type: ignore[arg-type] # has what timm needs
         **data_config,
         batch_size=config.batch_size,
         num_workers=config.workers,

@@ -8,7 +8,7 @@ from torch import nn
 
 from vrwkv.classification.classifier import load_classifier
 from vrwkv.classification.config import DataConfig
-from vrwkv.classification.data import ImageFolder, create_eval_loader, share_of
+from vrwkv.classification.data import create_eval_loader, find_pictures, share_of
 from vrwkv.runtime.config import check
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import Amp, World, autocast, join_world
@@ -91,7 +91,7 @@ def validate(
             raise UserError("required: --data-root DIR, because the checkpoint does not name one")
         keys = {"root": root, "val_split": split or classifier.val_split, "batch_size": batch_size, "workers": workers}
         data = check(DataConfig, keys, "option")
-        folder = ImageFolder(data.root, data.val_split)
+        folder = find_pictures(data.root, data.val_split)
         class_names = classifier.class_names or list(folder.pictures)
         if len(class_names) != classifier.num_classes:
             raise UserError(f"the model has {classifier.num_classes} classes, {folder.path} has {len(class_names)}")

@@ -10,7 +10,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from vrwkv.classification.config import AugmentConfig, Config, PictureConfig
-from vrwkv.classification.data import ImageFolder, create_eval_loader, create_train_loader
+from vrwkv.classification.data import create_eval_loader, create_train_loader, find_pictures
 from vrwkv.classification.evaluate import MEASURES, evaluate, right_answers
 from vrwkv.classification.model import check_model, create_model, data_config_of
 from vrwkv.runtime import checkpoint, trainer
@@ -34,7 +34,7 @@ class ClassificationTask(Task):
     def __init__(self, config: Config, world: World) -> None:
         self.config, self.world = config, world
         self.folders = [
-            ImageFolder(config.data.root, split) for split in (config.data.train_split, config.data.val_split)
+            find_pictures(config.data.root, split) for split in (config.data.train_split, config.data.val_split)
         ]
         self.class_names = list(self.folders[0].pictures)
         self.model_args = {**config.model.args, "num_classes": self._num_classes()}

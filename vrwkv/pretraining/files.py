@@ -10,7 +10,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from vrwkv.classification.config import Interpolation, ModelArgs
-from vrwkv.classification.data import ImageFolder
+from vrwkv.classification.data import find_pictures
 from vrwkv.classification.model import create_model
 from vrwkv.pretraining.config import DecoderConfig, PretrainingConfig
 from vrwkv.pretraining.masked_autoencoder import MaskedAutoencoder, denormalised_patches, to_images, to_patches
@@ -59,7 +59,7 @@ def validation_pictures(config: PretrainingConfig, count: int) -> list[Picture]:
     Raises:
         UserError: the split cannot be read.
     """
-    folder = ImageFolder(config.data.root, config.data.val_split)
+    folder = find_pictures(config.data.root, config.data.val_split)
     found = [path for paths in folder.pictures.values() for path in paths]
     return [found[i * len(found) // count] for i in range(count)] if len(found) > count else list(found)
 

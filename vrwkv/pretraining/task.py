@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vrwkv.classification.config import AugmentConfig, PictureConfig
-from vrwkv.classification.data import ImageFolder, create_eval_loader, create_train_loader, share_of
+from vrwkv.classification.data import create_eval_loader, create_train_loader, find_pictures, share_of
 from vrwkv.classification.model import create_model, data_config_of
 from vrwkv.models import VisionRWKVBase
 from vrwkv.pretraining.config import PretrainingConfig
@@ -37,7 +37,7 @@ class PretrainingTask(Task):
     def __init__(self, config: PretrainingConfig, world: World) -> None:
         self.config, self.world = config, world
         train, val = (
-            ImageFolder(config.data.root, split) for split in (config.data.train_split, config.data.val_split)
+            find_pictures(config.data.root, split) for split in (config.data.train_split, config.data.val_split)
         )
         picture = config.data.model_dump(include=set(PictureConfig.model_fields))
         self._create_model(picture)

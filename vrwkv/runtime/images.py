@@ -2,17 +2,28 @@
 
 import functools
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from vrwkv.runtime.errors import UserError, first_line
 
-Picture = str | os.PathLike[str] | Image.Image
-"""A file of any format that Pillow reads, or what Pillow has opened."""
+
+class Packed(ABC):
+    """A picture that is part of a larger file; as a string the name to call it by."""
+
+    @abstractmethod
+    def open(self) -> BinaryIO:
+        """The picture as if it were a file of its own, of any format that Pillow reads."""
+
+
+Picture = str | os.PathLike[str] | Image.Image | Packed
+"""A file of any format that Pillow reads, part of one, or what Pillow has opened."""
 
 
 @functools.cache
@@ -45,9 +56,9 @@ def open_image(image: Picture, mode: str = "RGB", limit: bool = True) -> Image.I
     if isinstance(image, Image.Image):
         return _to_8_bits(image, mode)
     try:
-        if not Path(image).is_file() and Path(image).exists():  # a pipe would keep us waiting
-            raise UserError(f"cannot read image {image}: not a file")
-        with _limited(limit), Image.open(image) as opened:
+        if not isinstance(image, Packed) and not Path(image).is_file() and Path(image).exists():
+            raise UserError(f"cannot read image {image}: not a file")  # a pipe would keep us waiting
+        with _limited(limit), Image.open(image.open() if isinstance(image, Packed) else image) as opened:
             return _to_8_bits(opened, mode)
     except FileNotFoundError as error:
         raise UserError(f"image {image} does not exist") from error

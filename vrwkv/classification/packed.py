@@ -1,0 +1,224 @@
+"""Datasets in few large files: tars of class folders, WebDataset shards, Hugging Face datasets.
+
+Each is indexed once, at the start, so that any picture can be read at any time: what a run that is resumed needs.
+"""
+
+import io
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+from timm.utils.misc import natural_key
+
+from vrwkv.classification.folder import Pictures
+from vrwkv.runtime.errors import MissingExtra, UserError, first_line, nearest
+from vrwkv.runtime.images import Packed, Picture, picture_endings
+
+
+@dataclass(frozen=True, slots=True)
+class TarMember(Packed):
+    """A file in an uncompressed tar, or in a tar within one."""
+
+    tar: str
+    name: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """What it holds."""
+        with open(self.tar, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+    def open(self) -> BinaryIO:
+        """See `Packed`."""
+        return io.BytesIO(self.read())
+
+    def __str__(self) -> str:
+        return f"{self.tar}/{self.name}"
+
+
+def members_of(path: str) -> Iterator[TarMember]:
+    """The files in a tar, those of tars within it included, without hidden ones.
+
+    Raises:
+        UserError: it cannot be read to its end.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            yield from _members(path, tar, "", 0)
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f"cannot read tar {path}: {first_line(error)}") from error
+
+
+def _members(path: str, tar: tarfile.TarFile, prefix: str, begin: int) -> Iterator[TarMember]:
+    for member in tar:
+        name = PurePosixPath(prefix, member.name)
+        if not member.isfile() or name.name.startswith("."):
+            continue
+        if name.suffix.lower() == ".tar":
+            with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as inner:
+                yield from _members(path, inner, str(name.with_suffix("")), begin + member.offset_data)
+        else:
+            yield TarMember(path, str(name), begin + member.offset_data, member.size)
+    # tarfile takes a damaged header for the end, without which pictures would be missing silently.
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"damaged or cut off at byte {begin + tar.offset}")
+
+
+def find_tars(root: str, split: str) -> list[str]:
+    """`root/split.tar`, or all of `root/split/*.tar` where there are no folders beside them; empty without any."""
+    path = Path(root, split)
+    if os.path.isfile(f"{path}.tar"):
+        return [f"{path}.tar"]
+    if not os.path.isdir(path):
+        return []
+    with os.scandir(path) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    if any(entry.is_dir() for entry in visible):
+        return []
+    return _in_order(entry.path for entry in visible if entry.name.lower().endswith(".tar"))
+
+
+def _in_order(paths: Iterable[str]) -> list[str]:
+    return sorted(paths, key=natural_key)
+
+
+def _by_class(pictures: Pictures, found: Iterable[tuple[str, Packed]], names: list[str] | None = None) -> None:
+    """Fills in what was found, in the order of `names`."""
+    classes: dict[str, list[Picture]] = {}
+    for name, picture in found:
+        classes.setdefault(name, []).append(picture)
+    order = names or sorted(classes, key=natural_key)
+    pictures.pictures = {name: classes[name] for name in order if name in classes}
+    if not pictures.pictures:
+        raise UserError(f"{pictures.path} holds no pictures")
+
+
+class TarFolders(Pictures):
+    """`root/split.tar` with `class/picture`, or `root/split/class.tar` with pictures, folders and tars in them.
+
+    As in timm's reader, the last folder or tar around a picture is its class.
+
+    Raises:
+        UserError: a tar cannot be read, or a picture lies in no class.
+    """
+
+    def __init__(self, root: str, split: str) -> None:
+        super().__init__(Path(root, split))
+        _by_class(self, self._find(find_tars(root, split)))
+
+    def _find(self, tars: list[str]) -> Iterator[tuple[str, Packed]]:
+        endings = picture_endings()
+        for tar in tars:
+            outer = "" if tar == f"{self.path}.tar" else Path(tar).stem
+            for member in members_of(tar):
+                self.files += 1
+                path = PurePosixPath(outer, member.name)
+                if path.suffix.lower() not in endings:
+                    continue
+                if not path.parent.name:
+                    raise UserError(f"picture {member} lies in no class: required is class/picture")
+                yield path.parent.name, member
+
+
+class Shards(Pictures):
+    """WebDataset shards, `root/split/*.tar` or those that `root/split` matches as a pattern: `KEY.jpg` (or another
+    picture) and its class in `KEY.cls`, which is a number as a rule, and is the class's name here.
+
+    Raises:
+        UserError: there are no shards, one cannot be read, or a picture has no class.
+    """
+
+    def __init__(self, root: str, split: str) -> None:
+        super().__init__(Path(root, split))
+        shards = _in_order(map(str, self.path.glob("*.tar") if self.path.is_dir() else Path(root).glob(split)))
+        if not shards:
+            raise UserError(f"no shards {self.path}/*.tar, and none that match {self.path}")
+        _by_class(self, (pair for shard in shards for pair in self._find(shard)))
+
+    def _find(self, shard: str) -> Iterator[tuple[str, Packed]]:
+        endings = picture_endings()
+        pictures: dict[str, TarMember] = {}
+        classes: dict[str, str] = {}
+        for member in members_of(shard):
+            self.files += 1
+            folder, _, file = member.name.rpartition("/")
+            key, _, ending = file.partition(".")
+            key = f"{folder}/{key}"
+            if ending == "cls":
+                classes[key] = member.read().decode(errors="replace").strip()
+            elif f".{ending.lower()}" in endings:
+                if key in pictures:
+                    raise UserError(f"picture {member} is not the only one of its sample, nor is {pictures[key]}")
+                pictures[key] = member
+        for key, picture in pictures.items():
+            if not classes.get(key):
+                raise UserError(f"picture {picture} has no class: required is a file of its name that ends in .cls")
+            yield classes[key], picture
+
+
+@dataclass(frozen=True, slots=True)
+class Row(Packed):
+    """A picture in a dataset of Hugging Face's."""
+
+    dataset: Any
+    name: str
+    index: int
+
+    def open(self) -> BinaryIO:
+        """See `Packed`."""
+        picture = self.dataset[self.index]["image"]
+        return io.BytesIO(picture["bytes"]) if picture["bytes"] else open(picture["path"], "rb")
+
+    def __str__(self) -> str:
+        return f"{self.name}[{self.index}]"
+
+
+class HuggingFace(Pictures):
+    """A dataset with the columns `image` and `label`: a folder of `save_to_disk`, or whatever `load_dataset` takes.
+    Classes have the dataset's order.
+
+    Raises:
+        UserError: it cannot be read, has no such split or columns, or a picture has no label.
+        MissingExtra: `datasets` is not installed.
+    """
+
+    def __init__(self, name: str, split: str) -> None:
+        super().__init__(Path(name, split))
+        dataset = _load(name, split)
+        if absent := {"image", "label"} - set(dataset.column_names):
+            raise UserError(f"{self.path} has no column {min(absent)}, but {', '.join(dataset.column_names)}")
+        import datasets
+
+        rows = dataset.cast_column("image", datasets.Image(decode=False)).select_columns("image")
+        labels = np.asarray(dataset.select_columns("label").with_format("numpy")[:]["label"])
+        names = getattr(dataset.features["label"], "names", None)
+        if names and len(labels) and labels.min() < 0:
+            raise UserError(f"picture {self.path}[{labels.argmin()}] has no label")
+        self.files = len(labels)
+        named = (names[label] if names else str(label) for label in labels.tolist())
+        _by_class(self, ((name, Row(rows, str(self.path), i)) for i, name in enumerate(named)), names)
+
+
+def _load(name: str, split: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtra("data roots of the form hfds/PATH need datasets: pip install datasets") from error
+    try:
+        if os.path.isfile(os.path.join(name, split, "state.json")):
+            return datasets.load_from_disk(os.path.join(name, split))
+        saved = os.path.isfile(os.path.join(name, "dataset_dict.json"))
+        found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
+    except Exception as error:  # of many packages
+        raise UserError(f"cannot load dataset {name}: {first_line(error)}") from error
+    if split not in found:
+        raise UserError(f"dataset {name} has no split {split!r}, but {', '.join(found)}{nearest(split, list(found))}")
+    return found[split]
