@@ -13,6 +13,7 @@ if _missing := [name for name in ("matplotlib", "pydantic", "tqdm") if find_spec
 from vrwkv.classification.classifier import Classifier, Prediction, load_classifier, predict_files
 from vrwkv.classification.config import Config
 from vrwkv.classification.evaluate import validate
+from vrwkv.classification.reports import Reports
 from vrwkv.classification.task import train
 from vrwkv.runtime.config import load_config
 
@@ -20,6 +21,7 @@ __all__ = [
     "Classifier",
     "Config",
     "Prediction",
+    "Reports",
     "UserError",
     "load_classifier",
     "load_config",

@@ -1,14 +1,16 @@
 """Accuracy of a model on an image folder."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vrwkv.classification.classifier import load_classifier
 from vrwkv.classification.config import DataConfig
 from vrwkv.classification.data import create_eval_loader, find_pictures, share_of
+from vrwkv.classification.reports import Reporter, Reports, leave_out, read_class_map
 from vrwkv.runtime.config import check
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import Amp, World, autocast, join_world
@@ -21,7 +23,7 @@ MEASURES = (
 )
 
 
-def right_answers(logits: torch.Tensor, classes: torch.Tensor) -> dict[str, torch.Tensor]:
+def right_answers(logits: Tensor, classes: Tensor) -> dict[str, Tensor]:
     """How many of `logits` (B, classes) have their class (B,) first, and among the first five."""
     best = logits.detach().topk(min(5, logits.shape[1])).indices  # (B, 5)
     right = best == classes[:, None]
@@ -29,8 +31,17 @@ def right_answers(logits: torch.Tensor, classes: torch.Tensor) -> dict[str, torc
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: Any, world: World, amp: Amp = "none", title: str = "val") -> dict[str, float]:
+def evaluate(
+    model: nn.Module, loader: Any, world: World, amp: Amp = "none", on_logits: Callable[[Tensor], None] | None = None
+) -> dict[str, float]:
     """Runs `model` over all of `loader`, in all processes together.
+
+    Args:
+        model: What to measure.
+        loader: From `create_eval_loader`.
+        world: This process.
+        amp: Number format of the forward pass.
+        on_logits: Is given the logits (B, classes) of each batch of this process's share.
 
     Returns:
         loss (mean cross-entropy), top1 and top5 (percent), images_per_second.
@@ -38,7 +49,7 @@ def evaluate(model: nn.Module, loader: Any, world: World, amp: Amp = "none", tit
     model.eval()
     meters = Meters(MEASURES, world)
     left = share_of(loader.dataset, world)
-    with Progress(title, len(loader), loader.loader.batch_size, world) as progress:
+    with Progress("val", len(loader), loader.loader.batch_size, world) as progress:
         for images, target in loader:
             with autocast(world, amp):
                 logits = model(images)
@@ -47,6 +58,8 @@ def evaluate(model: nn.Module, loader: Any, world: World, amp: Amp = "none", tit
             if len(logits):
                 loss = nn.functional.cross_entropy(logits, target, reduction="sum")
                 meters.update({"loss": loss, **right_answers(logits, target)}, len(logits))
+                if on_logits:
+                    on_logits(logits)
             progress.step(meters)
         return {**meters.values(meters.gather()), "images_per_second": progress.images_per_second}
 
@@ -62,13 +75,14 @@ def validate(
     workers: int = 4,
     device: str = "auto",
     amp: Amp = "none",
+    reports: Reports | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
     """Loads a model and evaluates it on `data_root/split`.
 
     Args:
         checkpoint: File of `tools/train.py`, or any weights of `model_name`.
-        data_root: Image folder; the one that the checkpoint was trained on if None.
+        data_root: As `data.root` of configurations; the one that the checkpoint was trained on if None.
         model_name: timm's name.
         pretrained: Take the published weights of `model_name`.
         split: Folder below `data_root`; the one that validated the checkpoint's training if None.
@@ -76,10 +90,11 @@ def validate(
         workers: Processes that read pictures.
         device: A torch device, or "auto".
         amp: Number format of the forward pass.
+        reports: What else to read and write.
         overrides: Keys of `PictureConfig`, such as img_size, as in `load_classifier`.
 
     Returns:
-        As `evaluate`, with the number of images.
+        As `evaluate`, with the number of images, and real_top1 and real_top5 where real labels are given.
 
     Raises:
         UserError: anything about the model, the checkpoint or the data that does not fit.
@@ -91,11 +106,16 @@ def validate(
             raise UserError("required: --data-root DIR, because the checkpoint does not name one")
         keys = {"root": root, "val_split": split or classifier.val_split, "batch_size": batch_size, "workers": workers}
         data = check(DataConfig, keys, "option")
-        folder = find_pictures(data.root, data.val_split)
-        class_names = classifier.class_names or list(folder.pictures)
+        pictures = find_pictures(data.root, data.val_split)
+        class_names, told = classifier.class_names or list(pictures.pictures), pictures.describe()
+        if reports and reports.class_map:
+            class_names = read_class_map(reports.class_map, classifier.num_classes)
+            told += f"; {leave_out(pictures, class_names, reports.class_map)}"
         if len(class_names) != classifier.num_classes:
-            raise UserError(f"the model has {classifier.num_classes} classes, {folder.path} has {len(class_names)}")
-        loader = create_eval_loader(folder, class_names, classifier.data_config, data, world)
+            raise UserError(f"the model has {classifier.num_classes} classes, {pictures.path} has {len(class_names)}")
+        loader = create_eval_loader(pictures, class_names, classifier.data_config, data, world)
+        reporter = Reporter(reports, loader.dataset.samples, class_names, world) if reports and any(reports) else None
         if world.primary:
-            say(folder.describe())
-        return {**evaluate(classifier.model, loader, world, amp), "images": len(loader.dataset)}
+            say(told)
+        result = evaluate(classifier.model, loader, world, amp, reporter.add if reporter else None)
+        return {**result, **(reporter.finish() if reporter else {}), "images": len(loader.dataset)}
