@@ -74,37 +74,42 @@ def _exported(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Bi-WKV as one graph for every T, in the dtype of ``w``.
 
     Inside a segment plain weights ``exp(k_i - max k + i w)`` are summed, so ``|w| T`` must stay below
-    :data:`EXPORTED_DECAY`.
+    :data:`EXPORTED_DECAY`. Numerators and denominators stand side by side, ``(..., 2 C)``.
     """
     tokens = k.shape[1]
     length = (tokens + _SEGMENTS - 1) // _SEGMENTS
     padding = (0, 0, 0, length * _SEGMENTS - tokens)
     k = F.pad(k, padding, value=_EMPTY).unflatten(1, (_SEGMENTS, length))  # (B, S, L, C)
     v = F.pad(v, padding).unflatten(1, (_SEGMENTS, length))
-    both_k, both_v = (torch.stack((x, x.flip(1, 2))) for x in (k, v))  # the suffix is a prefix backwards
+    largest = k.amax(2)  # (B, S, C)
+    weights = (k - largest.unsqueeze(2)).exp()
+    terms = torch.cat((weights * v, weights), dim=-1)
     places = torch.arange(length, device=k.device, dtype=k.dtype).unsqueeze(1)  # (L, 1)
-    largest = both_k.amax(3)  # (2, B, S, C)
-    terms = (both_k - largest.unsqueeze(3) + places * w).exp()
-    terms = torch.stack((terms * both_v, terms), dim=4)  # (2, B, S, L, 2, C): numerator and denominator
-    sums = F.pad(terms[:, :, :, : length - 1], (0, 0, 0, 0, 1, 0)).cumsum(3)
+    growth = _twice((places * w).exp())
+    forward, backward = terms * growth, terms * growth.flip(0)
+    before = F.pad(forward[:, :, : length - 1], (0, 0, 1, 0)).cumsum(2)
+    after = F.pad(backward[:, :, 1:], (0, 0, 0, 1)).flip(2).cumsum(2).flip(2)
 
     numbers = torch.arange(_SEGMENTS, device=k.device)
     apart = (numbers[:, None] - numbers).unsqueeze(2)  # (S, S, 1)
-    # Of the sums of earlier segments, as the first token of a later one meets them.
-    scales = torch.where(apart > 0, largest.unsqueeze(2) - (apart * length - 1) * w, _EMPTY)  # (2, B, S, S, C)
-    forward, backward = torch.maximum(scales.amax(3), largest).unbind()
-    maximum = torch.maximum(forward, backward.flip(1))  # (B, S, C)
-    both_maximum = torch.stack((maximum, maximum.flip(1)))
-    weights = (scales - both_maximum.unsqueeze(3)).exp()
-    carried = (weights.unsqueeze(4) * terms.sum(3).unsqueeze(2)).sum(3)  # (2, B, S, 2, C)
-    own = (largest - both_maximum).exp()[:, :, :, None, None]
-    decay, decay_inside = (-places * w).exp().unsqueeze(1), ((1 - places).clamp(max=0) * w).exp().unsqueeze(1)
-    states = decay * carried.unsqueeze(3) + (own * decay_inside) * sums
+    # Of a segment's sum, as the next token of another one meets it; of its own largest term.
+    scales = largest.unsqueeze(1) - (apart.abs() * length - 1).clamp(min=0) * w  # (B, S, S, C)
+    maximum = scales.amax(2)  # (B, S, C)
+    weights = _twice((scales - maximum.unsqueeze(2)).exp())
+    earlier = (torch.where(apart > 0, weights, 0) * forward.sum(2).unsqueeze(1)).sum(2, keepdim=True)  # (B, S, 1, 2 C)
+    later = (torch.where(apart < 0, weights, 0) * backward.sum(2).unsqueeze(1)).sum(2, keepdim=True)
 
-    forward, backward = states.unbind()
+    decay, decay_inside = _twice((-places * w).exp()), _twice(((1 - places).clamp(max=0) * w).exp())
+    inside = decay_inside * before + decay_inside.flip(0) * after
+    own = _twice((largest - maximum).exp()).unsqueeze(2)
+    states = own * inside + decay * earlier + decay.flip(0) * later
     bonus = (u + k - maximum.unsqueeze(2)).exp()
-    numerator, denominator = (forward + backward.flip(1, 2)).unbind(3)
+    numerator, denominator = states.split(k.shape[-1], dim=-1)
     return ((numerator + bonus * v) / (denominator + bonus)).flatten(1, 2)[:, :tokens]
+
+
+def _twice(x: Tensor) -> Tensor:
+    return torch.cat((x, x), dim=-1)
 
 
 def bi_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
