@@ -79,8 +79,7 @@ def to_torch(model: Any, path: str | Path) -> list[Row]:
     _require(path.suffix == ".pt2", f"the file of a torch program must be named NAME.pt2, got {path}")
     network, facts = subject = subject_of(model)
     with _written(path) as temporary:
-        with uncached():  # contexts of autocast, which cannot be saved, go
-            program = trace(network, facts.input_size[0]).run_decompositions({})
+        program = trace(network, facts.input_size[0])
         torch.export.save(program, temporary, extra_files={"facts.json": json.dumps(facts.to_metadata())})
         # The guards are what tracing its example found true; what holds for every size is compared here.
         rows = compare(subject, torch.export.load(temporary).module(check_guards=False))

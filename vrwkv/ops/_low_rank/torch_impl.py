@@ -5,19 +5,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vrwkv.ops._autocast import without_autocast
 from vrwkv.ops._lerp import lerp
 
 
 def low_rank(h: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     """``h (B, T, R)`` with ``matrix (R, C)`` and ``offset (C,)`` in fp32 or fp64; returns ``(B, T, C)`` like ``h``."""
-    with torch.autocast(h.device.type, enabled=False):
+    with without_autocast(h):
         return (offset + torch.tanh(h.to(matrix.dtype)) @ matrix).to(h.dtype)
 
 
 def low_rank_backward(grad: Tensor, h: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``h``, ``matrix`` and the offset."""
     rows, t = grad.to(matrix.dtype).flatten(0, 1), torch.tanh(h.to(matrix.dtype)).flatten(0, 1)
-    with torch.autocast(h.device.type, enabled=False):
+    with without_autocast(h):
         grad_h = (rows @ matrix.T) * (1 - t * t)
         return grad_h.view_as(h).to(h.dtype), t.T @ rows, rows.sum(0)
 

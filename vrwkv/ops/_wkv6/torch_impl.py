@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._higher_order_ops.scan import scan
 
+from vrwkv.ops._autocast import without_autocast
+
 _CHUNK = 64  # tokens; a power of two
 _LARGEST_W = 30.0  # exp(-exp(w)) is zero long before, and exp(w) still far from infinity
 
@@ -86,5 +88,5 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
     """``r, k, v, w (B, T, H, N)`` with ``u (H, N)`` in fp32 or fp64; returns ``(B, T, H, N)`` in ``r``'s dtype."""
     if r.numel() == 0:
         return (r * k * v * w * u).to(r.dtype)
-    with torch.autocast(r.device.type, enabled=False):  # which would take the products in half precision
+    with without_autocast(r):  # which would take the products in half precision
         return _sum_over_tokens(r, k, v, w, u).to(r.dtype).contiguous()
