@@ -89,6 +89,7 @@ KEYS: dict[str, tuple[Sense, list[Any]]] = {
     "data.train_split": (text, ["val", "absent"]),
     "data.val_split": (text, ["train", "absent"]),
     "data.workers": (whole(0, 256), [0]),
+    "data.max_corrupt": (whole(0), [3]),
     "data.img_size": (optional(whole(1, 16384)), [16, 24]),
     "data.interpolation": (optional(one_of("nearest", "bicubic")), ["nearest", "bicubic", "foo"]),
     "data.crop_pct": (optional(POSITIVE_SHARE), [0.8]),
