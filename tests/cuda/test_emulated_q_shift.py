@@ -90,16 +90,25 @@ def test_empty(emulated, shape, grid):
     assert grad_x.shape == shape and len(grad_mixes) == 2 and not any(grad.any() for grad in grad_mixes)
 
 
-def test_layouts_that_are_not_contiguous_or_not_aligned(emulated):
-    x, mixes, grads = make(2, (4, 5), 64, torch.float16)
-    shifted = torch.cat((torch.zeros(1, dtype=x.dtype), x.flatten()))[1:].view_as(x)  # two bytes off
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("grid, channels", [((4, 5), 64), ((20, 15), 8)])
+def test_bits_do_not_depend_on_storage_offset_or_layout(emulated, grid, channels, dtype):
+    x, mixes, grads = make(2, grid, channels, dtype)
+
+    def moved(tensor, offset):
+        return torch.cat((torch.zeros(offset, dtype=dtype), tensor.flatten()))[offset:].view_as(tensor)
+
+    def run(x, grads):
+        grad_x, grad_mixes = emulated._q_shift_mix_backward(grads, x, mixes, *grid, 1, 0.25, 1)
+        shifted = emulated.q_shift(x, *grid, 1, 0.25, 1)
+        return [shifted, *emulated.q_shift_mix(x, mixes, *grid, 1, 0.25, 1), grad_x, *grad_mixes]
+
+    expected = run(x, grads)
     transposed = [grad.transpose(0, 2).contiguous().transpose(0, 2) for grad in grads]
-    expected = emulated._q_shift_mix_backward(grads, x, mixes, 4, 5, 1, 0.25, 1)
-    actual = emulated._q_shift_mix_backward(transposed, shifted, mixes, 4, 5, 1, 0.25, 1)
-    assert torch.equal(actual[0], expected[0])
-    for a, b in zip(actual[1], expected[1], strict=True):  # another number of threads a row: another order
-        assert_close(a, b.double(), BACKWARD, torch.float32)
-    assert torch.equal(emulated.q_shift(shifted, 4, 5, 1, 0.25, 1), emulated.q_shift(x, 4, 5, 1, 0.25, 1))
+    others = [(moved(x, offset), grads) for offset in range(1, 16 // dtype.itemsize)]
+    others += [(x, [grads[0], moved(grads[1], 1), grads[2]]), (moved(x, 1), transposed)]
+    for some_x, some_grads in others:
+        assert all(torch.equal(a, b) for a, b in zip(run(some_x, some_grads), expected, strict=True))
 
 
 def test_wrong_input(emulated):

@@ -200,9 +200,7 @@ void backward(const Tensor& grad, const Tensor& w, const Tensor& u, const Tensor
               const Tensor& grad_w, const Tensor& grad_u, const Tensor& grad_k, const Tensor& grad_v) {
   const Context context(k);
   const int64_t channels = k.size(2);
-  const bool vectorized =
-      is_vectorizable(k, channels) && is_vectorizable(v, channels) && is_vectorizable(grad, channels);
-  const Tiling tiling = make_tiling<scalar_t>(k.size(0), k.size(1), channels, 3, vectorized);
+  const Tiling tiling = make_tiling<scalar_t>(k.size(0), k.size(1), channels, 3, has_vector_rows(k, channels));
   const dim3 threads(tiling.segments * Block<scalar_t>::kChannels);
   const int shared_bytes = Block<scalar_t>::shared_bytes(tiling.segments, 3);
   Inputs<scalar_t> in = make_inputs<scalar_t>(w, u, k, v);
@@ -226,7 +224,7 @@ void backward(const Tensor& grad, const Tensor& w, const Tensor& u, const Tensor
 std::tuple<Tensor, Tensor, Tensor, Tensor> bi_wkv_backward(const Tensor& grad, const Tensor& w, const Tensor& u,
                                                            const Tensor& k, const Tensor& v) {
   check_bi_wkv_backward(grad, w, u, k, v);
-  const Tensor grad_ = contiguous(grad), w_ = contiguous(w), u_ = contiguous(u), k_ = contiguous(k), v_ = contiguous(v);
+  const Tensor grad_ = aligned(grad), w_ = contiguous(w), u_ = contiguous(u), k_ = aligned(k), v_ = aligned(v);
   Tensor grad_k = torch::stable::empty_like(k_), grad_v = torch::stable::empty_like(k_);
   Tensor grad_w = torch::stable::empty_like(w_), grad_u = torch::stable::empty_like(u_);
   if (k_.numel() == 0) {

@@ -59,8 +59,7 @@ void forward(const Tensor& w, const Tensor& u, const Tensor& k, const Tensor& v,
   using B = Block<scalar_t>;
   const Context context(k);
   const int64_t channels = k.size(2);
-  const Tiling tiling = make_tiling<scalar_t>(k.size(0), k.size(1), channels, 2,
-                                              is_vectorizable(k, channels) && is_vectorizable(v, channels));
+  const Tiling tiling = make_tiling<scalar_t>(k.size(0), k.size(1), channels, 2, has_vector_rows(k, channels));
   const Inputs<scalar_t> in = make_inputs<scalar_t>(w, u, k, v);
   const Tensor entering = entering_sums(context, tiling, in, w);
   launch(context, forward_kernel<scalar_t>, tiling.tasks(), dim3(tiling.segments * B::kChannels),
@@ -70,7 +69,7 @@ void forward(const Tensor& w, const Tensor& u, const Tensor& k, const Tensor& v,
 
 Tensor bi_wkv(const Tensor& w, const Tensor& u, const Tensor& k, const Tensor& v) {
   check_bi_wkv("bi_wkv", w, u, k, v);
-  const Tensor w_ = contiguous(w), u_ = contiguous(u), k_ = contiguous(k), v_ = contiguous(v);
+  const Tensor w_ = contiguous(w), u_ = contiguous(u), k_ = aligned(k), v_ = aligned(v);
   Tensor y = torch::stable::empty_like(k_);
   if (k_.numel() == 0) return y;
   dispatch_floating(k_.scalar_type(), [&](auto zero) { forward<decltype(zero)>(w_, u_, k_, v_, y); });

@@ -102,7 +102,9 @@ void map_typed(const std::vector<Tensor>& inputs, const std::vector<Tensor>& out
   for (size_t j = 0; j < inputs.size(); ++j) pointers.in[j] = global<const scalar_t>(inputs[j]);
   for (size_t j = 0; j < outputs.size(); ++j) pointers.out[j] = global<scalar_t>(outputs[j]);
   const int64_t elements = inputs[0].numel();
-  const auto vectorizable = [&](const Tensor& tensor) { return is_vectorizable(tensor, elements); };
+  const auto vectorizable = [&](const Tensor& tensor) {
+    return has_vector_rows(tensor, elements) && is_aligned(tensor);
+  };
   const auto run = [&](auto width) {
     constexpr int kWidth = decltype(width)::value;
     const int64_t vectors = elements / kWidth;

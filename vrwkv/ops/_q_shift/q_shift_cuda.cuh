@@ -187,21 +187,14 @@ Plan make_plan(const Grid& grid, int width) {
   return plan;
 }
 
-// Calls function(std::integral_constant<int, V>) with V channels to a thread, Widest where all `tensors` allow that.
+// Calls function(std::integral_constant<int, V>) with V channels to a thread, Widest where the rows of `x` allow that.
 template <typename scalar_t, int Widest, typename Function>
-void with_width(const std::vector<Tensor>& tensors, int64_t channels, const Function& function) {
-  const bool vectorized = std::all_of(tensors.begin(), tensors.end(),
-                                      [&](const Tensor& tensor) { return is_vectorizable(tensor, channels); });
-  if (vectorized) {
+void with_width(const Tensor& x, int64_t channels, const Function& function) {
+  if (has_vector_rows(x, channels)) {
     function(std::integral_constant<int, Widest>());
   } else {
     function(std::integral_constant<int, 1>());
   }
-}
-
-std::vector<Tensor> all_of(std::vector<Tensor> tensors, const std::vector<Tensor>& more) {
-  tensors.insert(tensors.end(), more.begin(), more.end());
-  return tensors;
 }
 
 std::vector<Tensor> empty_like_all(const std::vector<Tensor>& tensors) {

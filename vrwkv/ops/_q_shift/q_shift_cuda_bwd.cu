@@ -82,7 +82,7 @@ void mix_backward(const Grid& grid, const std::vector<Tensor>& grads, const Tens
                   const Tensor& grad_x, const std::vector<Tensor>& grad_mixes) {
   const Context context(x);
   // 64 bits at a time in half precision: 128 would take registers from too many threads.
-  with_width<scalar_t, std::min(kVector<scalar_t>, 4)>(all_of({x, grad_x}, grads), grid.channels, [&](auto width) {
+  with_width<scalar_t, std::min(kVector<scalar_t>, 4)>(x, grid.channels, [&](auto width) {
     const Plan plan = make_plan(grid, width());
     const Tensor partials = torch::stable::new_empty(mixes[0], {kMaxMixes, plan.runs, grid.channels});
     for (size_t first = 0; first < mixes.size(); first += kMaxMixes) {
@@ -106,8 +106,8 @@ std::tuple<Tensor, std::vector<Tensor>> q_shift_mix_backward(const std::vector<T
                                                              int64_t width, int64_t shift_pixel, double channel_gamma,
                                                              int64_t heads) {
   check_q_shift_mix_backward(grads, x, mixes, height, width, channel_gamma, heads);
-  const Tensor x_ = contiguous(x);
-  const std::vector<Tensor> grads_ = contiguous_all(grads), mixes_ = contiguous_all(mixes);
+  const Tensor x_ = aligned(x);
+  const std::vector<Tensor> grads_ = aligned_all(grads), mixes_ = contiguous_all(mixes);
   Tensor grad_x = torch::stable::empty_like(x_);
   std::vector<Tensor> grad_mixes = empty_like_all(mixes_);
   if (x_.numel() == 0 || mixes.empty()) {

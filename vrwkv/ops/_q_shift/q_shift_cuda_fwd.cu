@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <typename scalar_t>
 void shift(const Grid& grid, const Tensor& x, const Tensor& y) {
   const Context context(x);
-  with_width<scalar_t, kVector<scalar_t>>({x, y}, grid.channels, [&](auto width) {
+  with_width<scalar_t, kVector<scalar_t>>(x, grid.channels, [&](auto width) {
     const Plan plan = make_plan(grid, width());
     launch(context, shift_kernel<scalar_t, width()>, plan.tasks(), dim3(plan.lanes, plan.rows), 0,
            global<const scalar_t>(x), global<scalar_t>(y), grid, plan);
@@ -61,7 +61,7 @@ void shift(const Grid& grid, const Tensor& x, const Tensor& y) {
 template <typename scalar_t>
 void mix(const Grid& grid, const Tensor& x, const std::vector<Tensor>& mixes, const std::vector<Tensor>& outs) {
   const Context context(x);
-  with_width<scalar_t, kVector<scalar_t>>(all_of({x}, outs), grid.channels, [&](auto width) {
+  with_width<scalar_t, kVector<scalar_t>>(x, grid.channels, [&](auto width) {
     const Plan plan = make_plan(grid, width());
     for (size_t first = 0; first < mixes.size(); first += kMaxMixes) {
       Mixes<scalar_t> part{};
@@ -79,7 +79,7 @@ void mix(const Grid& grid, const Tensor& x, const std::vector<Tensor>& mixes, co
 Tensor q_shift(const Tensor& x, int64_t height, int64_t width, int64_t shift_pixel, double channel_gamma,
                int64_t heads) {
   check_q_shift("q_shift", x, height, width, channel_gamma, heads);
-  const Tensor x_ = contiguous(x);
+  const Tensor x_ = aligned(x);
   Tensor y = torch::stable::empty_like(x_);
   if (x_.numel() == 0) return y;
   const Grid grid = make_grid(x_, height, width, shift_pixel, channel_gamma, heads);
@@ -90,7 +90,7 @@ Tensor q_shift(const Tensor& x, int64_t height, int64_t width, int64_t shift_pix
 std::vector<Tensor> q_shift_mix(const Tensor& x, const std::vector<Tensor>& mixes, int64_t height, int64_t width,
                                 int64_t shift_pixel, double channel_gamma, int64_t heads) {
   check_q_shift_mix("q_shift_mix", x, mixes, height, width, channel_gamma, heads);
-  const Tensor x_ = contiguous(x);
+  const Tensor x_ = aligned(x);
   const std::vector<Tensor> mixes_ = contiguous_all(mixes);
   const std::vector<Tensor> outs = empty_like_all(std::vector<Tensor>(mixes.size(), x_));
   if (x_.numel() == 0) return outs;

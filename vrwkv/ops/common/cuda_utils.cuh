@@ -57,6 +57,19 @@ __device__ __forceinline__ V& vector_at(T* position) {
 // registers.
 __device__ __forceinline__ void forget_loads() { asm volatile("" ::: "memory"); }
 
+// 2^x with a relative error below 2^-22 and 1 / x with one below 2^-23, by one instruction each: subnormal numbers
+// count as zero.
+__device__ __forceinline__ float exp2_approximate(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+__device__ __forceinline__ float reciprocal_approximate(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 constexpr bool kHasTf32 = false;
 #else
@@ -129,9 +142,12 @@ struct alignas(N * sizeof(scalar_t)) Vector {
 template <typename scalar_t>
 constexpr int kVector = 16 / sizeof(scalar_t);
 
-// e^x. For float ex2.approx: relative error below 2^-22 + |x| 2^-24, so at most 3e-8 where e^x is a weight beside a
-// weight of one and |x| its exponent.
-__device__ __forceinline__ float exponential(float x) { return __expf(x); }
+// e^x. For float 2^(x log2 e): the instruction is off by 2^-22 of the result, rounding the product and log2 e by |x|
+// 2^-24
+// + |x| 2^-26 more, which grows as the result shrinks: where e^x is a weight beside a weight of one, and x <= 0, the
+// error is below 2^-22 of that one, for |x| e^-|x| <= 0.37. Results below 2^-126 are zero: beside one they do not count
+// either.
+__device__ __forceinline__ float exponential(float x) { return exp2_approximate(x * 1.4426950408889634f); }
 
 // For double 2^n times the Taylor series in r = x - n log 2, within two units in the last place; zero below e^-708.
 // exp() would be a call on some architectures, around which registers spill.
@@ -149,8 +165,8 @@ __device__ __forceinline__ double exponential(double x) {
   return sum * __longlong_as_double((static_cast<long long>(n) + 1023) << 52);
 }
 
-// 1 / x, for float within one unit in the last place while |x| < 2^126.
-__device__ __forceinline__ float reciprocal(float x) { return __fdividef(1.0f, x); }
+// 1 / x; for float zero where |x| > 2^126, infinite where |x| < 2^-126.
+__device__ __forceinline__ float reciprocal(float x) { return reciprocal_approximate(x); }
 __device__ __forceinline__ double reciprocal(double x) { return 1.0 / x; }
 
 // Launches a kernel that strides over `tasks` with its blocks, so that no number of tasks exceeds a grid.
@@ -163,10 +179,24 @@ void launch(const Context& context, void (*kernel)(Parameters...), int64_t tasks
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Whether rows of `channels` elements that start at `tensor` may be read and written 128 bits at a time.
-inline bool is_vectorizable(const Tensor& tensor, int64_t channels) {
-  const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
-  return address % 16 == 0 && channels * tensor.element_size() % 16 == 0;
+// Whether rows of `elements` elements may be read and written 128 bits at a time, if they start at such an address.
+inline bool has_vector_rows(const Tensor& tensor, int64_t elements) {
+  return elements * tensor.element_size() % 16 == 0;
+}
+
+inline bool is_aligned(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0; }
+
+// `tensor`, or a copy that is contiguous and starts where 128 bits may be read: how a call is cut then depends on
+// shapes alone. Only a view from within another tensor, at an odd offset, costs the copy.
+inline Tensor aligned(const Tensor& tensor) {
+  const Tensor result = torch::stable::contiguous(tensor);
+  return is_aligned(result) ? result : torch::stable::clone(result);
+}
+
+inline std::vector<Tensor> aligned_all(const std::vector<Tensor>& tensors) {
+  std::vector<Tensor> result;
+  for (const Tensor& tensor : tensors) result.push_back(aligned(tensor));
+  return result;
 }
 
 }  // namespace vrwkv
