@@ -33,8 +33,6 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __expf(x) ::emulation::fast_exp(x)
-#define __fdividef(x, y) ((x) / (y))
 
 struct dim3 {
   unsigned int x, y, z;
@@ -42,9 +40,6 @@ struct dim3 {
 };
 
 namespace emulation {
-
-// As the hardware computes it: the argument is rounded in base two.
-inline float fast_exp(float x) { return exp2(x * 1.44269504f); }
 
 inline dim3 thread_index, block_index, block_size, grid_size;
 
@@ -62,6 +57,20 @@ struct Settings {
   int64_t largest_shared_bytes = 0;  // of a launch so far
 };
 inline Settings settings;
+
+// ---- Approximate instructions ----
+
+// `exact` off by up to `error` of itself, as the manual of the instruction grants: a fixed function of the argument, as
+// the hardware is, whose error jumps about like a random number. Subnormal results are zero.
+inline float approximate(float argument, double exact, double error) {
+  uint64_t bits = 0;
+  std::memcpy(&bits, &argument, sizeof(argument));
+  bits = (bits + 0x9e3779b97f4a7c15u) * 0xbf58476d1ce4e5b9u;
+  bits = (bits ^ bits >> 31) * 0x94d049bb133111ebu;
+  const double uniform = static_cast<double>(bits >> 11) * 0x1p-52 - 1;                // in [-1, 1)
+  const float result = static_cast<float>(exact * (1 + (error - 0x1p-24) * uniform));  // 2^-24: of rounding it here
+  return fabsf(result) < 0x1p-126f ? 0 * result : result;
+}
 
 // ---- Fibres ----
 
@@ -455,6 +464,15 @@ Global<T> global(const torch::stable::Tensor& tensor) {
 }
 
 inline void forget_loads() {}
+
+inline float exp2_approximate(float x) {
+  if (fabsf(x) < 0x1p-126f) return 1;  // exact, as the manual says; subnormal numbers count as zero
+  return emulation::approximate(x, ::exp2(static_cast<double>(x)), 0x1p-22);
+}
+inline float reciprocal_approximate(float x) {
+  if (fabsf(x) < 0x1p-126f) x = copysignf(0, x);
+  return emulation::approximate(x, 1 / static_cast<double>(x), 0x1p-23);
+}
 
 constexpr bool kHasTf32 = true;
 

@@ -33,6 +33,14 @@ __global__ void tensor_core(Global<const float> x, Global<float> out) {
   }
 }
 
+__global__ void approximate_exp2(Global<const float> x, Global<float> out) {
+  out[threadIdx.x] = vrwkv::exp2_approximate(x[threadIdx.x]);
+}
+
+__global__ void approximate_reciprocal(Global<const float> x, Global<float> out) {
+  out[threadIdx.x] = vrwkv::reciprocal_approximate(x[threadIdx.x]);
+}
+
 __global__ void shuffle_of_half_a_warp(Global<const float> x, Global<float> out) {
   if (threadIdx.x < 16) out[threadIdx.x] = __shfl_down_sync(~0u, x[threadIdx.x], 1);
 }
@@ -88,6 +96,8 @@ extern "C" __attribute__((visibility("default"))) const char* self_test(const ch
   const std::pair<const char*, void (*)(Global<const float>, Global<float>)> kernels[] = {
       {"block_sum", block_sum},
       {"tensor_core", tensor_core},
+      {"approximate_exp2", approximate_exp2},
+      {"approximate_reciprocal", approximate_reciprocal},
       {"shuffle_of_half_a_warp", shuffle_of_half_a_warp},
       {"different_barriers", different_barriers},
       {"barrier_without_all", barrier_without_all},

@@ -37,8 +37,9 @@ def self_test(tmp_path_factory):
     function.argtypes = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
     function.restype = ctypes.c_char_p
 
-    def call(name: str) -> tuple[str, torch.Tensor]:
-        x, out = torch.arange(1.0, THREADS + 1), torch.zeros(THREADS)
+    def call(name: str, x: torch.Tensor | None = None) -> tuple[str, torch.Tensor]:
+        x = torch.arange(1.0, THREADS + 1) if x is None else x
+        out = torch.zeros(THREADS)
         error = function(name.encode(), x.data_ptr(), out.data_ptr(), THREADS)
         return (error or b"").decode(), out
 
@@ -55,6 +56,23 @@ def test_the_tensor_core_multiplies(self_test):
     places = torch.arange(16 * 8).view(16, 8) % THREADS
     a, b = places + 1.0, places[:8] * 5 % THREADS + 1.0  # whole numbers, which TF32 holds
     assert error == "" and torch.equal(out, (a @ b).flatten()[:THREADS])
+
+
+@pytest.mark.parametrize(
+    "name, function, error",
+    [("approximate_exp2", torch.exp2, 2**-22), ("approximate_reciprocal", torch.reciprocal, 2**-23)],
+)
+def test_approximate_instructions_are_as_inexact_as_their_manual_grants(self_test, name, function, error):
+    x = torch.linspace(-9.7, 9.5, THREADS)
+    _, out = self_test(name, x)
+    relative = (out.double() / function(x.double()) - 1).abs()
+    assert relative.max() <= error and relative.mean() > error / 4
+    assert torch.equal(self_test(name, x)[1], out)
+    special = torch.tensor([0.0, -0.0, 1e-40, float("inf"), -float("inf"), float("nan"), 3e38, -3e38]).repeat(12)
+    flushed = torch.where(special.abs() < 2**-126, 0 * special, special)
+    wanted = function(flushed)  # neither function has a result there that an error would change
+    wanted = torch.where(wanted.abs() < 2**-126, 0 * wanted, wanted)
+    assert torch.equal(self_test(name, special)[1].nan_to_num(7.0), wanted.nan_to_num(7.0))
 
 
 @pytest.mark.parametrize("name", MISTAKES)
