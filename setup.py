@@ -9,6 +9,7 @@ all kernels or those for CUDA out, ``=1`` insists on them; ``TORCH_CUDA_ARCH_LIS
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from glob import glob
 from pathlib import Path
@@ -33,7 +34,7 @@ CXX_FLAGS = [
     *STABLE_ABI,
     *OLD_GLIBC,
 ]
-CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler", "-fvisibility=hidden", *STABLE_ABI, *OLD_GLIBC]
 
 
 def wanted(name: str) -> str:
@@ -66,6 +67,22 @@ def build_cuda() -> bool:
     return possible and wanted("VRWKV_CUDA") != "0"
 
 
+def architecture_flags() -> list[str]:
+    """Flags of nvcc for every GPU from compute capability 7.5 on that it knows, as far as its binaries differ.
+
+    A binary runs on later minor versions of its major one; 8.6 and 8.9 have other multiprocessors than 8.0 and get
+    their own. Code for the newest, and for 9.0, is kept as PTX too, for GPUs to come and those in between.
+    """
+    nvcc = str(Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc")
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    numbers = [name.removeprefix("compute_") for name in listed]
+    known = sorted(int(number) for number in numbers if number.isdigit() and int(number) >= 75)
+    first = {number // 10: number for number in reversed(known)}  # of each major version
+    built = [number for number in known if number in (*first.values(), 86, 89)]
+    flags = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in built]
+    return flags + [f"-gencode=arch=compute_{n},code=compute_{n}" for n in built if n in (90, built[-1])]
+
+
 extensions = []
 if build_native():
     extensions.append(
@@ -80,14 +97,14 @@ if build_native():
 elif wanted("VRWKV_CUDA") == "1":
     raise SystemExit("VRWKV_CUDA=1 needs the CPU kernels too: a C++ compiler, and VRWKV_NATIVE not 0")
 if extensions and build_cuda():
-    if not torch.cuda.is_available():  # torch would compile for every architecture that it knows
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+    if "TORCH_CUDA_ARCH_LIST" not in os.environ and not torch.cuda.is_available():
+        NVCC_FLAGS += architecture_flags()  # torch then adds none
     extensions.append(
         cpp_extension.CUDAExtension(
             "vrwkv._cuda",
             [*sorted(glob("vrwkv/ops/*/*.cu")), "vrwkv/ops/common/old_libstdcxx.cpp"],
             depends=glob("vrwkv/ops/**/*.cuh", recursive=True) + glob("vrwkv/ops/**/*.h", recursive=True),
-            extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3", "-std=c++17", *STABLE_ABI, *OLD_GLIBC]},
+            extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
             py_limited_api=True,
         )
     )

@@ -1,6 +1,7 @@
 """What a source distribution holds, and what is installed where nothing can be compiled."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -98,3 +99,35 @@ def test_builds_that_cannot_be(checkout, environment, message):
     result = setup(checkout, "--version", **environment)
     assert result.returncode != 0
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("listed", "binaries", "ptx"),
+    [
+        ("52 60 61 70 72 75 80 86 87 89 90", [75, 80, 86, 89, 90], [90]),
+        ("75 80 86 87 88 89 90 100 110 103 120 121", [75, 80, 86, 89, 90, 100, 110, 120], [90, 120]),
+        ("80 86 87 88 89 90 100 110 103 120 121 130", [80, 86, 89, 90, 100, 110, 120, 130], [90, 130]),
+    ],
+    ids=["12.4", "13.0", "to come"],
+)
+def test_architectures_are_those_that_nvcc_knows(monkeypatch, tmp_path, listed, binaries, ptx):
+    cpp_extension = pytest.importorskip("torch.utils.cpp_extension")
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(f"#!/bin/sh\nprintf 'compute_%s\\n' {listed}\n")
+    nvcc.chmod(0o755)
+    built = {}
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("setuptools.setup", lambda **arguments: built.update(arguments))
+    for name in ("TORCH_CUDA_ARCH_LIST", "VRWKV_NATIVE", "VRWKV_CUDA"):
+        monkeypatch.delenv(name, raising=False)
+    runpy.run_path("setup.py")
+    [flags] = [each.extra_compile_args["nvcc"] for each in built["ext_modules"] if each.name == "vrwkv._cuda"]
+    assert [flag for flag in flags if "arch" in flag] == [
+        f"-gencode=arch=compute_{number},code={kind}_{number}"
+        for kind, numbers in (("sm", binaries), ("compute", ptx)) for number in numbers
+    ]  # fmt: skip
+    assert "-fvisibility=hidden" in flags
