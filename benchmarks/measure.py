@@ -39,9 +39,9 @@ def keep_freed_memory() -> None:
 def interleaved_medians(functions: Mapping[str, Callable[[], Any]], device: str, seconds: float) -> dict[str, float]:
     """Median time of each function in seconds, from rounds that call each in turn.
 
-    Interleaving lets a change of the machine's speed meet all functions alike. In each round a function is called twice
-    and the second call timed, so that what ran before does not decide which of its tensors lie in cache. There are at
-    least 3 rounds, and as many as fit into ``seconds``, up to 100.
+    Interleaving lets a change of the machine's speed meet all functions alike. In each round a function that takes less
+    than a second is called twice and the second call timed, so that what ran before does not decide which of its
+    tensors lie in cache. There are at least 3 rounds, and as many as fit into ``seconds``, up to 100.
     """
 
     def call(function: Callable[[], Any]) -> float:
@@ -51,15 +51,16 @@ def interleaved_medians(functions: Mapping[str, Callable[[], Any]], device: str,
             torch.cuda.synchronize()
         return time.perf_counter() - begin
 
-    for function in functions.values():
-        call(function)  # compiles, and allocates what stays
+    # The first call compiles, and allocates what stays.
+    short = {name for name, function in functions.items() if call(function) < 1.0}
     times: dict[str, list[float]] = {name: [] for name in functions}
     begin = time.perf_counter()
     for done in range(100):
         if done >= 3 and time.perf_counter() - begin > seconds:
             break
         for name, function in functions.items():
-            call(function)
+            if name in short:
+                call(function)
             times[name].append(call(function))
     return {name: statistics.median(values) for name, values in times.items()}
 

@@ -150,6 +150,28 @@ def print_peak(kind: str, mode: str, name: str, batch: str, pixels: str) -> None
         print(peak_memory())
 
 
+def measure_case(
+    mode: str, case: tuple[str, int, int], functions: dict[str, Callable[[], Any]], args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Times functions of one size, batch and resolution in turn, prints and returns a row for each."""
+    size, batch, pixels = case
+    name, *peers = models_of(size)
+    times = interleaved_medians(functions, args.device, 3.0 if args.short else 12.0)
+    rows = []
+    print(f"{mode}, {batch} x {pixels} px")
+    for label, seconds in times.items():
+        memory = {"peak_tensors_mebibytes": "", "peak_process_mebibytes": ""}
+        if mode in MEMORY_MODES and label in (name, *peers) and args.device == "cpu" and not args.short:
+            memory = measure_memory(mode, label, batch, pixels, args.threads)
+        ratio, peaks = seconds / times[name], " / ".join(filter(None, memory.values()))
+        line = f"  {label:40} {seconds * 1e3:10.2f} ms  {ratio:7.3f} x {name}"
+        print(f"{line}  {peaks} MiB" if peaks else line, flush=True)
+        row = {"mode": mode, "model": label, "batch": batch, "pixels": pixels, "milliseconds": f"{seconds * 1e3:.3f}"}
+        row |= {"times_vrwkv": f"{ratio:.4f}", "images_per_second": f"{batch / seconds:.3f}"}
+        rows.append({**row, **memory, **machine(args.device)})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="two sizes, forward alone, no memory")
@@ -166,30 +188,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
 
     def measure(mode: str, case: tuple[str, int, int], functions: dict[str, Callable[[], Any]]) -> None:
-        size, batch, pixels = case
-        name, *peers = models_of(size)
-        times = interleaved_medians(functions, args.device, 3.0 if args.short else 12.0)
-        print(f"{mode}, {batch} x {pixels} px")
-        for label, seconds in times.items():
-            memory = {"peak_tensors_mebibytes": "", "peak_process_mebibytes": ""}
-            if mode in MEMORY_MODES and label in (name, *peers) and args.device == "cpu" and not args.short:
-                memory = measure_memory(mode, label, batch, pixels, args.threads)
-            ratio, peaks = seconds / times[name], " / ".join(filter(None, memory.values()))
-            line = f"  {label:40} {seconds * 1e3:10.2f} ms  {ratio:7.3f} x {name}"
-            print(f"{line}  {peaks} MiB" if peaks else line, flush=True)
-            rows.append(
-                {
-                    "mode": mode,
-                    "model": label,
-                    "batch": batch,
-                    "pixels": pixels,
-                    "milliseconds": f"{seconds * 1e3:.3f}",
-                    "times_vrwkv": f"{ratio:.4f}",
-                    "images_per_second": f"{batch / seconds:.3f}",
-                    **memory,
-                    **machine(args.device),
-                }
-            )
+        rows.extend(measure_case(mode, case, functions, args))
 
     def images(batch: int, pixels: int) -> Tensor:
         return torch.randn(batch, 3, pixels, pixels, device=args.device)

@@ -37,7 +37,7 @@ OURS = {
 }
 PEERS = ("efficientvit_b1", "efficientvit_b2", "pvt_v2_b0", "convnext_tiny")
 BARE = {"vrwkv_tiny backbone": "vrwkv_tiny_patch16_224", "vrwkv_small backbone": "vrwkv_small_patch16_224"}
-LARGEST = {"vrwkv_tiny adapter UPerNet": 2048}  # in pixels, where memory or patience ends
+LARGEST = {"vrwkv_tiny adapter UPerNet": 1024}  # in pixels, where memory or patience ends
 
 
 class TimmBackbone(nn.Module):
