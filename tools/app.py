@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vrwkv.runtime.command import add_classifier_arguments
 from vrwkv.runtime.errors import UserError, command_line
 
 DEMO = Path("output/demo/best.pth")
@@ -21,9 +22,7 @@ EXAMPLES = 10
 @command_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", metavar="PATH", help="of tools/train.py, or weights of --model")
-    parser.add_argument("--model", metavar="NAME", help="timm model, where the checkpoint does not say")
-    parser.add_argument("--pretrained", action="store_true", help="use the published weights of --model")
+    add_classifier_arguments(parser, "tools/train.py")
     parser.add_argument("--config", metavar="PATH", help="of the segmentor")
     parser.add_argument("--seg-checkpoint", metavar="PATH", help="of the segmentor")
     parser.add_argument("--examples", type=Path, metavar="DIR", help="pictures to click on, the first ten of a folder")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
+from vrwkv.runtime.command import add_classifier_arguments
 from vrwkv.runtime.errors import command_line
 
 
@@ -21,9 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", metavar="IMAGE")
-    parser.add_argument("--checkpoint", metavar="PATH", help="of tools/train.py or export.py, or weights of --model")
-    parser.add_argument("--model", metavar="NAME", help="timm model, where the checkpoint does not say")
-    parser.add_argument("--pretrained", action="store_true", help="use the published weights of --model")
+    add_classifier_arguments(parser, "tools/train.py or export.py")
     parser.add_argument("--topk", type=int, default=5)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--amp", choices=AMP, default="none")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
+from vrwkv.runtime.command import add_classifier_arguments
 from vrwkv.runtime.errors import command_line
 
 
@@ -20,14 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from vrwkv.runtime.processes import AMP, is_primary
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", metavar="PATH", help="of tools/train.py or export.py, or weights of --model")
-    parser.add_argument("--model", metavar="NAME", help="timm model, where the checkpoint does not say")
-    parser.add_argument("--pretrained", action="store_true", help="use the published weights of --model")
-    parser.add_argument(
-        "--data-root",
-        metavar="ROOT",
-        help="as data.root (default: the checkpoint's)",
-    )
+    add_classifier_arguments(parser, "tools/train.py or export.py")
+    parser.add_argument("--data-root", metavar="ROOT", help="as data.root (default: the checkpoint's)")
     parser.add_argument("--split", help="folder below the data root (default: the checkpoint's, else val)")
     parser.add_argument("-b", "--batch-size", type=int, default=64)
     parser.add_argument("-j", "--workers", type=int, default=4)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vrwkv.runtime.command import add_classifier_arguments
 from vrwkv.runtime.errors import command_line
 
 
@@ -20,9 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="the receptive field averages over them")
-    parser.add_argument("--checkpoint", metavar="PATH", help="of tools/train.py, or weights of --model")
-    parser.add_argument("--model", metavar="NAME", help="timm model, where the checkpoint does not say")
-    parser.add_argument("--pretrained", action="store_true", help="use the published weights of --model")
+    add_classifier_arguments(parser, "tools/train.py")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     parser.add_argument("--img-size", type=int, metavar="PIXELS", help="other than the checkpoint's")
     parser.add_argument(

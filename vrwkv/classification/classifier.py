@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from PIL import Image
@@ -11,13 +11,13 @@ from pydantic import Field
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from torch import nn
 
-from vrwkv.classification.config import Interpolation, PictureConfig
+from vrwkv.classification.config import DataSettings, PictureConfig
 from vrwkv.classification.model import check_model, create_model, data_config_of
 from vrwkv.runtime import checkpoint
-from vrwkv.runtime.config import Positive, PositiveShare, Section, Text, check
+from vrwkv.runtime.config import Section, Text, check
 from vrwkv.runtime.errors import UserError
-from vrwkv.runtime.facts import Facts
-from vrwkv.runtime.images import Packed, Picture, open_image
+from vrwkv.runtime.facts import DATA_CONFIG, Facts
+from vrwkv.runtime.images import Packed, Picture, mode_of, open_image
 from vrwkv.runtime.onnx_model import OnnxModel, is_onnx
 from vrwkv.runtime.processes import Amp, World, autocast, choose_device
 
@@ -65,7 +65,7 @@ class Classifier:
         if class_names is not None and len(class_names) != self.num_classes:
             raise UserError(f"the model has {self.num_classes} classes, {len(class_names)} names are given")
         self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        self._mode = "L" if data_config["input_size"][0] == 1 else "RGB"
+        self._mode = mode_of(data_config["input_size"][0])
         self._transform = create_transform(**data_config)
         self._names = class_names or [str(i) for i in range(self.num_classes)]
         info = _imagenet_info(self.num_classes)
@@ -73,8 +73,7 @@ class Classifier:
 
     def facts(self) -> Facts:
         """What a file of the exported model has to say."""
-        keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-        settings = {key: self.data_config[key] for key in keys}
+        settings = {key: self.data_config[key] for key in DATA_CONFIG}
         names = self.class_names
         return Facts("classification", **settings, class_names=names, arch=self.arch, model_args=self.model_args)
 
@@ -153,15 +152,6 @@ def predict_files(classifier: Classifier, paths: Sequence[str | Path], topk: int
     return results
 
 
-class _DataSettings(Section, extra="ignore"):
-    input_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
-    interpolation: Interpolation
-    mean: tuple[float, ...]
-    std: tuple[Positive, ...]
-    crop_pct: PositiveShare
-    crop_mode: Literal["center", "squash", "border"]
-
-
 class _DataKeys(Section, extra="ignore"):
     root: Text | None = None
     val_split: Text = "val"
@@ -177,7 +167,7 @@ class _Saved(Section, extra="ignore"):
     arch: Text | None = None
     model_args: dict[str, Any] = Field(default_factory=dict)
     class_names: list[Text] | None = None
-    data_config: _DataSettings | None = None
+    data_config: DataSettings | None = None
     config: _Keys = _Keys()
 
 
@@ -237,7 +227,7 @@ def _load_onnx(path: str | Path, model_name: str | None, device: str, amp: Amp, 
     facts = model.facts
     if model_name and model_name != facts.arch:
         raise UserError(f"checkpoint {path} holds {facts.arch}, not {model_name}")
-    settings = check(_DataSettings, facts.data_config(), f"metadata of {path}: entry").model_dump()
+    settings = check(DataSettings, facts.data_config(), f"metadata of {path}: entry").model_dump()
     if size := picture.pop("img_size", None):
         settings["input_size"] = (settings["input_size"][0], size, size)
     return Classifier(model, settings | picture, facts.class_names, arch=facts.arch, model_args=facts.model_args)

@@ -46,6 +46,17 @@ class PictureConfig(Section):
     std: Annotated[list[Positive], Field(min_length=1)] | None = None
 
 
+class DataSettings(Section, extra="ignore"):
+    """timm's data configuration, as files of models hold it."""
+
+    input_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    interpolation: Interpolation
+    mean: tuple[float, ...]
+    std: tuple[Positive, ...]
+    crop_pct: PositiveShare
+    crop_mode: Literal["center", "squash", "border"]
+
+
 class DataConfig(PictureConfig):
     root: Annotated[Text, MAY_CHANGE]  # holds train_split/class/picture and val_split/class/picture
     batch_size: Annotated[int, Field(ge=1)]  # per process and step

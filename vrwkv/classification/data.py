@@ -1,5 +1,6 @@
 """Datasets of every form that `data.root` can have, and their loaders."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from timm.data import create_loader, create_transform
@@ -12,7 +13,7 @@ from vrwkv.classification.corrupt import CountingLoader, ReplacingDataset
 from vrwkv.classification.folder import ImageFolder, Pictures
 from vrwkv.classification.packed import HuggingFace, Shards, TarFolders, find_tars
 from vrwkv.runtime.errors import UserError, nearest
-from vrwkv.runtime.images import open_image
+from vrwkv.runtime.images import mode_of, open_image
 from vrwkv.runtime.processes import World
 from vrwkv.runtime.sampling import SeededDataset, StepSampler
 from vrwkv.runtime.signals import outlive_stop_signals
@@ -59,7 +60,7 @@ class PictureDataset(Dataset[tuple[Any, int]]):
                 raise UserError(f"{unknown}{nearest(name, class_names)}")
         samples = [(picture, index[name]) for name, found in pictures.pictures.items() for picture in found]
         self.samples = sorted(samples, key=lambda sample: natural_key(str(sample[0])))
-        self.mode = "L" if channels == 1 else "RGB"
+        self.mode = mode_of(channels)
         self.transform: Any = None  # to be set
 
     def __len__(self) -> int:
@@ -124,6 +125,15 @@ def create_eval_loader(
         persistent_workers=False,
         worker_seeding=_init_worker,  # type: ignore[arg-type] # timm: "all", "part" or a function
     )
+
+
+def without_padding(loader: Any, world: World) -> Iterator[tuple[Any, Any, int]]:
+    """Batches of `create_eval_loader`, each with how many of its first pictures are no padding."""
+    left = share_of(loader.dataset, world)
+    for images, target in loader:
+        count = min(left, len(images))
+        left -= count
+        yield images, target, count
 
 
 def share_of(dataset: Dataset, world: World) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vrwkv.classification.classifier import load_classifier
 from vrwkv.classification.config import DataConfig
-from vrwkv.classification.data import create_eval_loader, find_pictures, share_of
+from vrwkv.classification.data import create_eval_loader, find_pictures, without_padding
 from vrwkv.classification.reports import Reporter, Reports, leave_out, read_class_map
 from vrwkv.runtime.config import check
 from vrwkv.runtime.errors import UserError
@@ -48,16 +48,14 @@ def evaluate(
     """
     model.eval()
     meters = Meters(MEASURES, world)
-    left = share_of(loader.dataset, world)
     with Progress("val", len(loader), loader.loader.batch_size, world) as progress:
-        for images, target in loader:
+        for images, target, count in without_padding(loader, world):
             with autocast(world, amp):
                 logits = model(images)
-            logits, target = logits[:left].float(), target[:left]  # behind the share lies padding
-            left -= len(logits)
-            if len(logits):
+            logits, target = logits[:count].float(), target[:count]
+            if count:
                 loss = nn.functional.cross_entropy(logits, target, reduction="sum")
-                meters.update({"loss": loss, **right_answers(logits, target)}, len(logits))
+                meters.update({"loss": loss, **right_answers(logits, target)}, count)
                 if on_logits:
                     on_logits(logits)
             progress.step(meters)

@@ -65,6 +65,23 @@ def data_config_of(model: nn.Module, args: Mapping[str, Any], overrides: Mapping
     return config
 
 
+def try_model(model: nn.Module, input_size: tuple[int, int, int], problem: str) -> Any:
+    """What a model in evaluation mode makes of one black picture (C, H, W).
+
+    Raises:
+        UserError: it cannot take it; `problem` begins the message.
+    """
+    device, training = next(model.parameters()).device, model.training
+    try:
+        with torch.no_grad():  # in inference mode, what the model caches could not be trained with
+            return model.eval()(torch.zeros(1, *input_size, device=device))
+    except Exception as error:  # whatever its layers raise
+        size = " x ".join(map(str, input_size))
+        raise UserError(f"{problem} pictures of {size}: {first_line(error)}") from error
+    finally:
+        model.train(training)
+
+
 def check_model(model: nn.Module, input_size: tuple[int, int, int], num_classes: int) -> float:
     """Tries a model on one picture, before much else is done.
 
@@ -79,16 +96,8 @@ def check_model(model: nn.Module, input_size: tuple[int, int, int], num_classes:
     Raises:
         UserError: it cannot take the picture, or gives something else.
     """
-    device, training = next(model.parameters()).device, model.training
-    try:
-        # In inference mode, what the model caches could not be trained with.
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            result = model.eval()(torch.zeros(1, *input_size, device=device))
-    except Exception as error:  # whatever its layers raise
-        size = " x ".join(map(str, input_size))
-        raise UserError(f"{type(model).__name__} cannot take pictures of {size}: {first_line(error)}") from error
-    finally:
-        model.train(training)
+    with FlopCounterMode(display=False) as counter:
+        result = try_model(model, input_size, f"{type(model).__name__} cannot take")
     shape = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
     if shape != (1, num_classes):
         raise UserError(f"{type(model).__name__} gives {shape} for a picture, required are (1, {num_classes}) logits")

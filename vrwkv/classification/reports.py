@@ -3,8 +3,6 @@
 import csv
 import json
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from vrwkv.classification.folder import Pictures
 from vrwkv.runtime.errors import UserError, first_line
+from vrwkv.runtime.files import written
 from vrwkv.runtime.processes import World
 
 SHOWN = 10  # confusions that are named
@@ -113,10 +112,10 @@ class Reporter:
         """Writes the files, in the first process, and returns real_top1 and real_top5 (percent). All call it."""
         best = self._gather()
         if self.world.primary and self.reports.per_class:
-            with _replacing(self.reports.per_class) as path:
+            with written(Path(self.reports.per_class)) as path:
                 self._write_table(path, best)
         if self.world.primary and self.reports.confusion:
-            with _replacing(self.reports.confusion) as path:
+            with written(Path(self.reports.confusion)) as path:
                 draw_confusion(path, best[:, 0], self.classes, self.class_names)
         if not self.real:
             return {}
@@ -129,13 +128,9 @@ class Reporter:
         """(pictures, 5): the best classes of all pictures in their order. Process r has every n-th one from r on."""
         width, size = min(5, len(self.class_names)), self.world.size
         share = torch.cat([torch.empty(0, width, dtype=torch.long, device=self.world.device), *self.best])
-        if not self.world.distributed:
-            return share.cpu().numpy()
         padded = share.new_zeros(-(-len(self.classes) // size), width)
         padded[: len(share)] = share
-        shares = [torch.empty_like(padded) for _ in range(size)]
-        torch.distributed.all_gather(shares, padded)
-        return torch.stack(shares, 1).flatten(0, 1)[: len(self.classes)].cpu().numpy()
+        return self.world.gather(padded).transpose(0, 1).flatten(0, 1)[: len(self.classes)].cpu().numpy()
 
     def _write_table(self, path: Path, best: np.ndarray) -> None:
         right = best == self.classes[:, None]
@@ -146,18 +141,6 @@ class Reporter:
                 of_class = right[self.classes == index]
                 percent = [f"{100 * value:.2f}" for value in (of_class[:, 0].mean(), of_class.any(1).mean())]
                 writer.writerow([self.class_names[index], len(of_class), *percent])
-
-
-@contextmanager
-def _replacing(path: str) -> Iterator[Path]:
-    """A name to write to, which becomes `path` when all is written."""
-    beside = Path(f"{path}.tmp")
-    try:
-        yield beside
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {first_line(error)}") from error
 
 
 def draw_confusion(path: Path, answers: np.ndarray, classes: np.ndarray, class_names: list[str]) -> None:

@@ -2,10 +2,7 @@
 
 import json
 import logging
-import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +15,7 @@ from vrwkv.export.report import Row, compare, require_equal
 from vrwkv.export.subject import subject_of
 from vrwkv.runtime.errors import MissingExtra, UserError, first_line
 from vrwkv.runtime.facts import Facts
+from vrwkv.runtime.files import written
 from vrwkv.runtime.onnx_model import OnnxModel
 
 OPSET = 20
@@ -47,7 +45,7 @@ def to_onnx(model: Any, path: str | Path, quantize: Quantize = "none") -> list[R
     _require(quantize in ("none", "int8"), f"quantize must be none or int8, got {quantize!r}")
     _import_onnx()
     network, facts = subject = subject_of(model)
-    with _written(path) as temporary:
+    with written(path) as temporary:
         _save_onnx(network, facts, temporary)
         rows = compare(subject, OnnxModel(temporary, facts.task))
         require_equal(rows, path)
@@ -78,7 +76,7 @@ def to_torch(model: Any, path: str | Path) -> list[Row]:
     path = Path(path)
     _require(path.suffix == ".pt2", f"the file of a torch program must be named NAME.pt2, got {path}")
     network, facts = subject = subject_of(model)
-    with _written(path) as temporary:
+    with written(path) as temporary:
         program = trace(network, facts.input_size[0])
         torch.export.save(program, temporary, extra_files={"facts.json": json.dumps(facts.to_metadata())})
         # The guards are what tracing its example found true; what holds for every size is compared here.
@@ -98,8 +96,11 @@ def to_safetensors(model: Any, path: str | Path) -> None:
     network, facts = subject_of(model)
     _require(facts.task == "classification", "safetensors are written of classifiers; a segmentor's file is its .pth")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    with _written(path) as temporary:
-        save_file(weights, temporary, facts.to_metadata())
+    with written(path) as temporary:
+        try:
+            save_file(weights, temporary, facts.to_metadata())
+        except SafetensorError as error:
+            raise UserError(f"cannot write {path}: {first_line(error)}") from error
         _require(load_file(temporary).keys() == weights.keys(), f"{path} is not written: it cannot be read back")
 
 
@@ -116,20 +117,6 @@ def _import_onnx() -> None:
     except ImportError as error:
         raise MissingExtra(f"ONNX files need onnx, onnxscript and onnxruntime ({error}): pip install 'vrwkv[export]'"
                            ) from error  # fmt: skip
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[Path]:
-    """A name beside `path` that becomes `path` at the end of the block, or nothing where that fails."""
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        temporary.touch()  # before minutes of work
-        yield temporary
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or first_line(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _save_onnx(network: torch.nn.Module, facts: Facts, path: Path) -> None:

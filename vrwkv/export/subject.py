@@ -6,7 +6,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_co
 from torch import nn
 
 from vrwkv.runtime.errors import UserError
-from vrwkv.runtime.facts import Facts
+from vrwkv.runtime.facts import DATA_CONFIG, Facts
 from vrwkv.runtime.onnx_model import OnnxModel
 
 
@@ -37,6 +37,6 @@ def subject_of(model: Any) -> Subject:
         task="classification",
         class_names=ImageNetInfo(subset).label_names() if subset else None,
         arch=pretrained_cfg["architecture"],
-        **{name: config[name] for name in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")},
+        **{name: config[name] for name in DATA_CONFIG},
     )
     return Subject(model, facts)

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from vrwkv.ops import q_shift, q_shift_mix
+from vrwkv.ops._q_shift.torch_impl import mix_shifted
 
 
 class VisiblePatches(NamedTuple):
@@ -41,4 +41,4 @@ def q_shift_mix_on(
         return q_shift_mix(x, mixes, grid, shift_pixel, channel_gamma, heads)
     whole = grid.spread(x, x.new_zeros(x.shape[2]))
     shifted = grid.select(q_shift(whole, (grid.height, grid.width), shift_pixel, channel_gamma, heads))
-    return tuple(torch.lerp(shifted.to(mix.dtype), x.to(mix.dtype), mix).to(x.dtype) for mix in mixes)
+    return tuple(mix_shifted(x, shifted, mixes))

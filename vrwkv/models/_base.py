@@ -85,15 +85,8 @@ class VisionRWKVBase(nn.Module):
         self.head_hidden_size = embed_dim if head_hidden_size is None else head_hidden_size
         self.grad_checkpointing = False
 
-        self.patch_embed = PatchEmbed(
-            to_2tuple(img_size),
-            to_2tuple(patch_size),
-            in_chans,
-            embed_dim,
-            output_fmt="NHWC",
-            strict_img_size=False,
-            dynamic_img_pad=True,
-        )
+        any_size: dict[str, Any] = dict(output_fmt="NHWC", strict_img_size=False, dynamic_img_pad=True)
+        self.patch_embed = PatchEmbed(to_2tuple(img_size), to_2tuple(patch_size), in_chans, embed_dim, **any_size)
         self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid_size), embed_dim))
         self.ln0 = nn.LayerNorm(embed_dim)
         self.blocks = nn.ModuleList(
@@ -111,11 +104,7 @@ class VisionRWKVBase(nn.Module):
         self.feature_info = [dict(module=f"blocks.{i}", num_chs=embed_dim, reduction=reduction) for i in range(depth)]
         self.norm: nn.Module = nn.LayerNorm(embed_dim)
 
-        self.pre_logits: nn.Module = nn.Identity()
-        if head_hidden_size is not None:
-            _require_at_least(1, head_hidden_size=head_hidden_size)
-            layers = OrderedDict(fc=nn.Linear(embed_dim, head_hidden_size), act=nn.Tanh())
-            self.pre_logits = nn.Sequential(layers)
+        self.pre_logits = _pre_logits(embed_dim, head_hidden_size)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
         self.init_weights()
@@ -130,13 +119,7 @@ class VisionRWKVBase(nn.Module):
     def init_weights(self) -> None:
         """Set every parameter to its initial value."""
         nn.init.zeros_(self.pos_embed)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif callable(reset := getattr(module, "reset_parameters", None)):
-                reset()
+        init_modules(self)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that should not decay: the position embedding, and what the mixes name."""
@@ -255,13 +238,16 @@ class VisionRWKVBase(nn.Module):
             return checkpoint(block, x, patch_resolution)
         return block(x, patch_resolution)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Normalised tokens ``(B, T, C)`` of the images ``x (B, in_chans, H, W)``."""
-        x, patch_resolution = self.embed(x)
+    def run_blocks(self, x: Tensor, patch_resolution: Grid) -> Tensor:
+        """Normalised tokens ``(B, T, C)`` of all blocks from embedded ones ``x (B, T, C)``."""
         x = self.ln0(x)
         for index in range(len(self.blocks)):
             x = self.run_block(index, x, patch_resolution)
         return self.norm(x)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Normalised tokens ``(B, T, C)`` of the images ``x (B, in_chans, H, W)``."""
+        return self.run_blocks(*self.embed(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of the tokens ``x (B, T, C)``, or what the classifier is given.
@@ -278,6 +264,25 @@ class VisionRWKVBase(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the images ``x (B, in_chans, H, W)``, see :meth:`forward_head`."""
         return self.forward_head(self.forward_features(x))
+
+
+def init_modules(root: nn.Module) -> None:
+    """Set the parameters of all modules to their initial values: linear layers here, others by themselves."""
+    for module in root.modules():
+        if isinstance(module, nn.Linear):
+            trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+
+
+def _pre_logits(embed_dim: int, head_hidden_size: int | None) -> nn.Module:
+    """What stands between the pooled token and the head."""
+    if head_hidden_size is None:
+        return nn.Identity()
+    _require_at_least(1, head_hidden_size=head_hidden_size)
+    return nn.Sequential(OrderedDict(fc=nn.Linear(embed_dim, head_hidden_size), act=nn.Tanh()))
 
 
 def _require_at_least(minimum: int, **arguments: int) -> None:

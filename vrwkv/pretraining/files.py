@@ -9,26 +9,17 @@ from pydantic import Field
 from timm.data import create_transform
 from torch import Tensor
 
-from vrwkv.classification.config import Interpolation, ModelArgs
+from vrwkv.classification.config import DataSettings, ModelArgs
 from vrwkv.classification.data import find_pictures
 from vrwkv.classification.model import create_model
 from vrwkv.pretraining.config import DecoderConfig, PretrainingConfig
 from vrwkv.pretraining.masked_autoencoder import MaskedAutoencoder, denormalised_patches, to_images, to_patches
 from vrwkv.runtime import checkpoint
-from vrwkv.runtime.config import PositiveShare, Section, Text, check
-from vrwkv.runtime.images import Picture, open_image
+from vrwkv.runtime.config import Section, Text, check
+from vrwkv.runtime.images import Picture, mode_of, open_image
 
 MASKED = 0.5
 """Grey of masked patches, between black at 0 and white at 1."""
-
-
-class _DataSettings(Section, extra="ignore"):
-    input_size: tuple[int, int, int]
-    interpolation: Interpolation
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_pct: PositiveShare
-    crop_mode: Text
 
 
 class _Saved(Section, extra="ignore"):
@@ -36,7 +27,7 @@ class _Saved(Section, extra="ignore"):
     model_args: ModelArgs
     decoder: DecoderConfig
     mask_ratio: float = Field(gt=0, lt=1)
-    data_config: _DataSettings
+    data_config: DataSettings
 
 
 def load_autoencoder(path: str | Path) -> tuple[MaskedAutoencoder, dict[str, Any]]:
@@ -82,7 +73,7 @@ def draw_reconstructions(
         UserError: a picture cannot be read.
     """
     transform = create_transform(**data_config)
-    mode = "L" if data_config["input_size"][0] == 1 else "RGB"
+    mode = mode_of(data_config["input_size"][0])
     images = torch.stack([transform(open_image(picture, mode)) for picture in pictures])  # (B, C, H, W)
     _, patches, masked = model(images, torch.Generator().manual_seed(seed))
     size, whole = model.patch_size, (images.shape[2], images.shape[3])

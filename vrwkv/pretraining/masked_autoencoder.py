@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vrwkv.layers import Block, ChannelMix, SpatialMix, VisiblePatches, resize_pos_embed
 from vrwkv.models import VisionRWKVBase
+from vrwkv.models._base import init_modules
 
 
 class Reconstruction(NamedTuple):
@@ -64,10 +65,7 @@ class MaskedAutoencoder(nn.Module):
         visible, masked = random_masks(target.shape[0], target.shape[1], self.mask_ratio, images.device, generator)
         x, (height, width) = self.backbone.embed(images)
         grid = VisiblePatches(height, width, visible)
-        x = self.backbone.ln0(grid.select(x))
-        for index in range(len(self.backbone.blocks)):
-            x = self.backbone.run_block(index, x, grid)
-        patches = self.decoder(self.backbone.norm(x), grid).float()
+        patches = self.decoder(self.backbone.run_blocks(grid.select(x), grid), grid).float()
         errors = (patches - target).square().mean(2)  # (B, T)
         return Reconstruction((errors * masked).sum(1) / masked.sum(1), patches, masked)
 
@@ -105,11 +103,7 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, outputs)
         trunc_normal_(self.mask_token, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_modules(self)
 
     def forward(self, x: Tensor, grid: VisiblePatches) -> Tensor:
         """Normalised pixels ``(B, H * W, outputs)`` from the visible tokens ``x (B, T', in_dim)`` of a grid."""

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from vrwkv.classification.config import AugmentConfig, PictureConfig
-from vrwkv.classification.data import create_eval_loader, create_train_loader, find_pictures, share_of
-from vrwkv.classification.model import create_model, data_config_of
+from vrwkv.classification.data import create_eval_loader, create_train_loader, find_pictures, without_padding
+from vrwkv.classification.model import create_model, data_config_of, try_model
 from vrwkv.models import VisionRWKVBase
 from vrwkv.pretraining.config import PretrainingConfig
 from vrwkv.pretraining.masked_autoencoder import MaskedAutoencoder
 from vrwkv.runtime import trainer
-from vrwkv.runtime.errors import UserError, first_line
+from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import World, autocast
 from vrwkv.runtime.progress import Measure, Meters, Progress, say
 from vrwkv.runtime.task import StepResult, Task
@@ -49,7 +49,7 @@ class PretrainingTask(Task):
         self.val_loader = create_eval_loader(val, names, self.data_config, config.data, world)
         if world.primary:
             say(f"{train.describe()}; {val.describe()}")
-        self._try_model()
+        try_model(self.model, self.data_config["input_size"], f"{config.model.name} cannot be pre-trained on")
         if config.model.compile:
             self.model.compile()
 
@@ -72,16 +72,6 @@ class PretrainingTask(Task):
             raise UserError(f"model {model.name} cannot be pre-trained: {error}") from error
         self.model.to(self.world.device)
 
-    def _try_model(self) -> None:
-        """On one picture, before much else is done."""
-        size = self.data_config["input_size"]
-        try:
-            self.model(torch.zeros(1, *size, device=self.world.device))
-        except (ValueError, RuntimeError) as error:
-            pictures = " x ".join(map(str, size))
-            name = self.config.model.name
-            raise UserError(f"{name} cannot be pre-trained on pictures of {pictures}: {first_line(error)}") from error
-
     def training_step(self, model: nn.Module, batch: Any) -> StepResult:
         """The loss of pictures (B, C, H, W), whatever their classes."""
         images, _ = batch
@@ -93,13 +83,11 @@ class PretrainingTask(Task):
         model.eval()
         generator = torch.Generator(self.world.device).manual_seed(self.config.seed)
         meters = Meters(self.measures, self.world)
-        left = share_of(self.val_loader.dataset, self.world)
         with Progress("val", len(self.val_loader), self.config.data.batch_size, self.world) as progress:
-            for images, _ in self.val_loader:
+            for images, _, count in without_padding(self.val_loader, self.world):
                 with autocast(self.world, self.config.amp):
-                    loss = model(images, generator).loss[:left]  # behind the share lies padding
-                left -= len(loss)
-                meters.update({"loss": loss.sum()}, len(loss))
+                    loss = model(images, generator).loss[:count]
+                meters.update({"loss": loss.sum()}, count)
                 progress.step(meters)
         return meters.values(meters.gather())
 

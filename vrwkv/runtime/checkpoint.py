@@ -118,11 +118,10 @@ def read(path: str | Path, safe: Sequence[Any] = ()) -> dict[str, Any]:
 
 def _read_safetensors(path: str | Path) -> dict[str, Any]:
     from safetensors import safe_open
-    from safetensors.torch import load_file
 
-    weights = load_file(path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 # it is no mapping
     if "task" not in metadata:  # not written by tools/export.py
         return weights
     facts = Facts.from_metadata(metadata, path)

@@ -1,4 +1,4 @@
-"""What the commands that train share: arguments, what an interrupted one says, what a finished one leaves."""
+"""What commands share: arguments; of those that train what an interrupted one says, and what a finished one leaves."""
 
 import argparse
 import os
@@ -10,6 +10,13 @@ from typing import Any
 
 from vrwkv.runtime.errors import Interrupted
 from vrwkv.runtime.processes import is_primary
+
+
+def add_classifier_arguments(parser: argparse.ArgumentParser, makers: str) -> None:
+    """`--checkpoint`, of the tools that are named, `--model` and `--pretrained`: what `load_classifier` is given."""
+    parser.add_argument("--checkpoint", metavar="PATH", help=f"of {makers}, or weights of --model")
+    parser.add_argument("--model", metavar="NAME", help="timm model, where the checkpoint does not say")
+    parser.add_argument("--pretrained", action="store_true", help="use the published weights of --model")
 
 
 def parse_arguments(description: str | None, argv: Sequence[str] | None) -> argparse.Namespace:

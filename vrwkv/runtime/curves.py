@@ -2,14 +2,17 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.progress import Measure
 
+Rows = list[dict[str, float]]
 
-def read_summary(summary: Path) -> list[dict[str, float]]:
+
+def read_summary(summary: Path) -> Rows:
     """The rows of a summary.csv."""
     with open(summary, newline="") as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
@@ -20,16 +23,22 @@ def draw_curves(summary: Path, picture: Path, measures: Sequence[Measure]) -> No
     from matplotlib.figure import Figure  # slow to import, and only the primary process draws
 
     rows = read_summary(summary)
-    epochs = [row["epoch"] for row in rows]
     shown = [each for each in measures if each.label]
     figure = Figure(figsize=(5 * len(shown), 4), layout="constrained")
     for axes, measure in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        for part, name in (("train", "training, augmented"), ("eval", "validation")):
-            axes.plot(epochs, [row.get(f"{part}_{measure.name}", math.nan) for row in rows], marker=".", label=name)
-        axes.set(xlabel="epoch", ylabel=f"{measure.label} (%)" if measure.percent else measure.label)
-        axes.grid(alpha=0.3)
-        axes.legend()
+        lines = {"training, augmented": (rows, f"train_{measure.name}"), "validation": (rows, f"eval_{measure.name}")}
+        _draw_panel(axes, lines, f"{measure.label} (%)" if measure.percent else measure.label)
     figure.savefig(picture, dpi=120)
+
+
+def _draw_panel(axes: Any, lines: Mapping[str, tuple[Rows, str]], label: str) -> None:
+    """Draws columns of rows over their epochs."""
+    for name, (rows, column) in lines.items():
+        values = [row.get(column, math.nan) for row in rows]
+        axes.plot([row["epoch"] for row in rows], values, marker=".", label=name)
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.grid(alpha=0.3)
+    axes.legend()
 
 
 def draw_runs(folders: Sequence[str], picture: str) -> list[str]:
@@ -55,12 +64,7 @@ def draw_runs(folders: Sequence[str], picture: str) -> list[str]:
     names = list(dict.fromkeys(name for rows in runs.values() for name in rows[0] if name.startswith("eval_")))
     figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for folder, rows in runs.items():
-            epochs, values = [row["epoch"] for row in rows], [row.get(name, math.nan) for row in rows]
-            axes.plot(epochs, values, marker=".", label=folder)
-        axes.set(xlabel="epoch", ylabel=name.removeprefix("eval_"))
-        axes.grid(alpha=0.3)
-        axes.legend()
+        _draw_panel(axes, {folder: (rows, name) for folder, rows in runs.items()}, name.removeprefix("eval_"))
     try:
         figure.savefig(picture, dpi=120)
     except (OSError, ValueError) as error:

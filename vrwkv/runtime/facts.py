@@ -8,14 +8,16 @@ from typing import Any, Literal, get_args
 
 from vrwkv.runtime.errors import UserError
 
-Task = Literal["classification", "segmentation"]
+TaskName = Literal["classification", "segmentation"]
+DATA_CONFIG = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+"""The fields that timm's data configuration consists of."""
 
 
 @dataclass(frozen=True)
 class Facts:
     """Kept in a file as its metadata: a key for each field, its value as JSON."""
 
-    task: Task
+    task: TaskName
     input_size: tuple[int, ...]  # (C, H, W) of training; pictures may have other sizes
     mean: tuple[float, ...]  # of pixels from 0 to 1, by channel, RGB
     std: tuple[float, ...]
@@ -28,9 +30,8 @@ class Facts:
     model_args: dict[str, Any] = field(default_factory=dict)
 
     def data_config(self) -> dict[str, Any]:
-        """The fields that timm's data configuration consists of."""
-        names = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-        return {name: getattr(self, name) for name in names}
+        """timm's data configuration."""
+        return {name: getattr(self, name) for name in DATA_CONFIG}
 
     def to_metadata(self) -> dict[str, str]:
         """The fields that are known, as texts."""
@@ -58,7 +59,7 @@ class Facts:
         names = self.class_names is None or _is_list(self.class_names, str)
         norms = all(_is_list(each, float, int) and len(each) == channels for each in (self.mean, self.std))
         keywords = isinstance(self.model_args, dict) and isinstance(self.arch, str | None)
-        if not (self.task in get_args(Task) and channels in (1, 3) and norms and names and colours and keywords):
+        if not (self.task in get_args(TaskName) and channels in (1, 3) and norms and names and colours and keywords):
             raise UserError(f"{path} is damaged: its metadata are not as tools/export.py writes them")
 
 

@@ -40,6 +40,11 @@ def _is_stub(opener: object) -> bool:
     return isinstance(opener, type) and issubclass(opener, ImageFile.StubImageFile)
 
 
+def mode_of(channels: int) -> str:
+    """Pillow's name for pictures of so many channels, 1 or 3."""
+    return "L" if channels == 1 else "RGB"
+
+
 def open_image(image: Picture, mode: str = "RGB", limit: bool = True) -> Image.Image:
     """A picture upright and with 8 bits per channel.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vrwkv.runtime.errors import MissingExtra, UserError, first_line
-from vrwkv.runtime.facts import Facts, Task
+from vrwkv.runtime.facts import Facts, TaskName
 from vrwkv.runtime.processes import Amp
 
 
@@ -32,7 +32,7 @@ class OnnxModel(nn.Module):
         UserError: the file, onnxruntime in it, `device` or `amp` cannot be used.
     """
 
-    def __init__(self, path: str | Path, task: Task, device: str = "auto", amp: Amp = "none") -> None:
+    def __init__(self, path: str | Path, task: TaskName, device: str = "auto", amp: Amp = "none") -> None:
         super().__init__()
         if not Path(path).is_file():
             raise UserError(f"checkpoint {path} does not exist")

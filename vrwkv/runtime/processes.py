@@ -42,6 +42,14 @@ class World(NamedTuple):
         """Whether this is the process that writes files and reports."""
         return self.rank == 0
 
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Tensors of all processes, which have one shape and call it together: (processes, ...)."""
+        if not self.distributed:
+            return tensor[None].clone()
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        torch.distributed.all_gather(parts, tensor)
+        return torch.stack(parts)
+
     def agree(self, wish: int) -> int:
         """The largest of the wishes of all processes, which call it together."""
         if not self.distributed:

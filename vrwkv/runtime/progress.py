@@ -68,11 +68,7 @@ class Meters:
 
     def gather(self) -> torch.Tensor:
         """The sums of all processes, (processes, measures + 1). They call it together."""
-        if not self._world.distributed:
-            return self._sums[None].clone()
-        sums = [torch.empty_like(self._sums) for _ in range(self._world.size)]
-        torch.distributed.all_gather(sums, self._sums)
-        return torch.stack(sums)
+        return self._world.gather(self._sums)
 
     def restore(self, gathered: torch.Tensor) -> None:
         """Goes on from this process's part of what `gather` returned."""

@@ -159,6 +159,7 @@ class Trainer:
                 self._estimate()
                 if completes_update:
                     self._update()
+                    self._watch()
                     self._save_or_stop()
             return progress.images_per_second
 
@@ -195,11 +196,13 @@ class Trainer:
         if state.ema:
             state.ema.update(self.task.model, state.updates)
 
-    def _save_or_stop(self) -> None:
-        """After an update: saves when it is time to, or where a process got a signal, which ends all of them."""
+    def _watch(self) -> None:
         if self.scalars and self.state.updates % WATCH_EVERY == 0:
             now = {f"train_{name}": value for name, value in self.state.meters.values().items()}
             self.scalars.add(now | {"lr": self._lr}, self.state.updates)
+
+    def _save_or_stop(self) -> None:
+        """After an update: saves when it is time to, or where a process got a signal, which ends all of them."""
         minutes = self.config.save.minutes
         is_due = self.world.primary and minutes is not None and time.monotonic() - self._saved >= 60 * minutes
         agreed = self.world.agree(STOP if self.signals.received else SAVE if is_due else GO_ON)

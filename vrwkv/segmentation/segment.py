@@ -146,7 +146,7 @@ def _fill_whole(model: Any, picture: Image.Image, mask: Tensor) -> None:
     inputs = _prepare(model, pixels)
     size = (inputs.shape[2], inputs.shape[3])
     padded = mask if pixels.shape[:2] == mask.shape else torch.empty(pixels.shape[:2], dtype=torch.uint8)
-    if not isinstance(model, OnnxSegmentor) and model.test_cfg.get("mode", "whole") != "whole":
+    if model.test_cfg.get("mode", "whole") != "whole":
         fill_from_top(padded, _windows(model, inputs), size)
     else:
         logits = _logits(model, inputs)

@@ -68,6 +68,7 @@ class OnnxSegmentor(OnnxModel):
         names, palette = self.facts.class_names, self.facts.palette
         if names is None or palette is None or not len(names) == len(palette) == self.num_classes:
             raise UserError(f"{path} is damaged: it has {self.num_classes} classes and does not name as many")
+        self.test_cfg = {"mode": "whole"}
         self.dataset_meta = {"classes": names, "palette": palette}
 
     def prepare(self, pixels: np.ndarray) -> Tensor:

@@ -36,6 +36,10 @@ def q_shift_mix(
     x: Tensor, mixes: Sequence[Tensor], height: int, width: int, shift_pixel: int, channel_gamma: float, heads: int
 ) -> list[Tensor]:
     """``x * m + shifted * (1 - m)`` for each ``m (C,)``, in ``m``'s dtype; returns ``x``'s shape and dtype."""
+    return mix_shifted(x, q_shift(x, height, width, shift_pixel, channel_gamma, heads), mixes)
+
+
+def mix_shifted(x: Tensor, shifted: Tensor, mixes: Sequence[Tensor]) -> list[Tensor]:
+    """``x * m + shifted * (1 - m)`` for each ``m (C,)`` of ``x, shifted (B, T, C)``, in ``m``'s dtype and back."""
     dtype = x.dtype
-    shifted = q_shift(x, height, width, shift_pixel, channel_gamma, heads)
     return [lerp(shifted.to(mix.dtype), x.to(mix.dtype), mix).to(dtype) for mix in mixes]
