@@ -1,15 +1,18 @@
-"""Datasets in tars, shards and of Hugging Face: twenty pictures in each form are those of a folder."""
+"""Datasets in tars, zips, shards and of Hugging Face: twenty pictures in each form are those of a folder."""
 
 import io
 import tarfile
+import zipfile
 
 import pytest
 import torch
+from PIL import Image
 from support.training import MEAN, STD, numbers_of, square, write_squares
 
 from vrwkv.classification.config import AugmentConfig, DataConfig
 from vrwkv.classification.data import create_eval_loader, create_train_loader, find_pictures
 from vrwkv.runtime.errors import UserError
+from vrwkv.runtime.images import open_image
 from vrwkv.runtime.processes import World
 
 PICTURES, CLASSES = 20, 2
@@ -29,7 +32,7 @@ def write_tar(path, files):
     return path
 
 
-def tar_of(root, split, outer="", only=""):
+def files_of(root, split, outer="", only=""):
     files = [
         (file.relative_to(root / split), file.read_bytes()) for file in (root / split).glob(f"{only or '*'}/*.png")
     ]
@@ -37,17 +40,43 @@ def tar_of(root, split, outer="", only=""):
 
 
 def make_tar(root, to, split):
-    write_tar(to / f"{split}.tar", [*tar_of(root, split), ("notes.txt", b"none"), ("class0/.hidden.png", b"none")])
+    write_tar(to / f"{split}.tar", [*files_of(root, split), ("notes.txt", b"none"), ("class0/.hidden.png", b"none")])
 
 
 def make_tar_of_each_class(root, to, split):
     for name in ("class0", "class1"):
-        write_tar(to / split / f"{name}.tar", tar_of(root, split, only=name))
+        write_tar(to / split / f"{name}.tar", files_of(root, split, only=name))
 
 
 def make_tar_of_tars(root, to, split):
-    inner = [write_tar(to / f"{name}.inner", tar_of(root, split, only=name)) for name in ("class0", "class1")]
+    inner = [write_tar(to / f"{name}.inner", files_of(root, split, only=name)) for name in ("class0", "class1")]
     write_tar(to / f"{split}.tar", [(f"{path.stem}.tar", path.read_bytes()) for path in inner])
+
+
+def write_zip(path, files, method=zipfile.ZIP_STORED):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "a", method) as file:
+        for name, content in files:
+            file.writestr(name, content)
+    return path
+
+
+def make_zip(root, to, split):
+    files = files_of(root, split)
+    write_zip(to / f"{split}.zip", [("class0/", b""), *files, ("notes.txt", b"none"), ("class0/.hidden.png", b"none")])
+
+
+def make_zip_of_each_class(root, to, split):
+    for name in ("class0", "class1"):
+        write_zip(to / split / f"{name}.zip", files_of(root, split, only=name), zipfile.ZIP_DEFLATED)
+
+
+def make_zip_of_all(root, to, split):
+    write_zip(to / "all.zip", files_of(root, split, f"{split}/"), zipfile.ZIP_DEFLATED)
+
+
+def make_tar_of_all(root, to, split):
+    write_tar(to / "all.tar", [pair for each in ("train", "val") for pair in files_of(root, each, f"{each}/")])
 
 
 def make_shards(root, to, split):
@@ -69,11 +98,15 @@ def make_hugging_face(root, to, split):
 
 
 FORMS = {
-    "tar": (make_tar, ""),
-    "tar of each class": (make_tar_of_each_class, ""),
-    "tar of tars": (make_tar_of_tars, ""),
-    "shards": (make_shards, "wds/"),
-    "hugging face": (make_hugging_face, "hfds/"),
+    "tar": (make_tar, "{}"),
+    "tar of each class": (make_tar_of_each_class, "{}"),
+    "tar of tars": (make_tar_of_tars, "{}"),
+    "tar of all": (make_tar_of_all, "{}/all.tar"),
+    "zip": (make_zip, "{}"),
+    "zip of each class": (make_zip_of_each_class, "{}"),
+    "zip of all": (make_zip_of_all, "{}/all.zip"),
+    "shards": (make_shards, "wds/{}"),
+    "hugging face": (make_hugging_face, "hfds/{}"),
 }
 
 
@@ -85,11 +118,11 @@ def squares(tmp_path_factory):
 @pytest.fixture(scope="module", params=list(FORMS))
 def root(request, squares, tmp_path_factory):
     """data.root of each form."""
-    make, prefix = FORMS[request.param]
+    make, form = FORMS[request.param]
     to = tmp_path_factory.mktemp("packed")
     for split in ("train", "val"):
         make(squares, to, split)
-    return f"{prefix}{to}"
+    return form.format(to)
 
 
 def train_loader(root, workers=0, **augment):
@@ -136,7 +169,7 @@ def refused(root, split="train"):
 
 
 def test_tar_that_is_cut_off_or_damaged(tmp_path, squares):
-    path = write_tar(tmp_path / "train.tar", tar_of(squares, "train"))
+    path = write_tar(tmp_path / "train.tar", files_of(squares, "train"))
     whole = path.read_bytes()
     with tarfile.open(path) as tar:
         third = tar.getmembers()[2]
@@ -149,8 +182,45 @@ def test_tar_that_is_cut_off_or_damaged(tmp_path, squares):
     assert refused(tmp_path).startswith(f"cannot read tar {path}: ")
 
 
+def test_zip_that_is_cut_off_or_no_zip(tmp_path, squares):
+    path = write_zip(tmp_path / "train.zip", files_of(squares, "train"))
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:-1], b"no zip", b""):
+        path.write_bytes(content)
+        assert refused(tmp_path).startswith(f"cannot read zip {path}: ")
+
+
+def test_zip_that_other_programs_must_unpack(tmp_path, squares):
+    path = write_zip(tmp_path / "train.zip", files_of(squares, "train"), zipfile.ZIP_LZMA)
+    assert refused(tmp_path).endswith(".png is encrypted or compressed by something else than deflate")
+    path.unlink()
+    write_tar(tmp_path / "train.tar", files_of(squares, "train"))
+    write_zip(path, files_of(squares, "train"))
+    assert refused(tmp_path) == f"required is one of {tmp_path}/train.tar and {path}, given are both"
+    assert refused(path, "val") == f"{path}/val holds no pictures"
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_damaged_picture_in_a_zip_is_named(method, tmp_path, squares):
+    """Also where the picture could still be read, with other pixels."""
+    path = write_zip(tmp_path / "train.zip", [("class0/0.bmp", square_bmp()), ("class1/1.bmp", square_bmp())], method)
+    [member] = find_pictures(str(tmp_path), "train").pictures["class0"]
+    whole = path.read_bytes()
+    assert member.read() == square_bmp()
+    for place in (member.offset, member.offset + 200):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=f"cannot read image {path}/class0/0.bmp: "):
+            open_image(member)
+
+
+def square_bmp():
+    file = io.BytesIO()
+    Image.fromarray(square(0)).save(file, "bmp")
+    return file.getvalue()
+
+
 def test_corrupt_picture_in_a_tar_is_named(tmp_path, squares):
-    files = tar_of(squares, "train")
+    files = files_of(squares, "train")
     write_tar(tmp_path / "train.tar", [*files[1:], (files[0][0], files[0][1][:100])])
     with pytest.raises(UserError, match=f"cannot read image {tmp_path}/train.tar/{files[0][0]}: "):
         images_of(train_loader(str(tmp_path)))

@@ -8,10 +8,11 @@ from timm.data.loader import PrefetchLoader
 from timm.utils.misc import natural_key
 from torch.utils.data import Dataset
 
+from vrwkv.classification.archives import find_archives
 from vrwkv.classification.config import AugmentConfig, DataConfig
 from vrwkv.classification.corrupt import CountingLoader, ReplacingDataset
 from vrwkv.classification.folder import ImageFolder, Pictures
-from vrwkv.classification.packed import HuggingFace, Shards, TarFolders, find_tars
+from vrwkv.classification.packed import ArchiveFolders, HuggingFace, Shards
 from vrwkv.runtime.errors import UserError, nearest
 from vrwkv.runtime.images import mode_of, open_image
 from vrwkv.runtime.processes import World
@@ -23,8 +24,8 @@ def find_pictures(root: str, split: str) -> Pictures:
     """The pictures of a split, in the form that `root` names.
 
     Args:
-        root: A folder with `split/class/picture`, `split.tar` or `split/*.tar`; `wds/ROOT` has WebDataset shards,
-            `hfds/PATH` a dataset of Hugging Face's.
+        root: A folder with `split/class/picture`, `split.zip` or `split/*.zip`, or a zip with `split/class/picture`, or
+            the same with tars; `wds/ROOT` has WebDataset shards, `hfds/PATH` a dataset of Hugging Face's.
         split: Its part.
 
     Raises:
@@ -37,7 +38,7 @@ def find_pictures(root: str, split: str) -> Pictures:
         return HuggingFace(rest, split)
     if form in ("hfids", "tfds"):
         raise UserError(f"data root {root} is a stream, from whose middle no run could be resumed: use hfds/ or wds/")
-    return TarFolders(root, split) if find_tars(root, split) else ImageFolder(root, split)
+    return ArchiveFolders(root, split) if find_archives(root, split) else ImageFolder(root, split)
 
 
 class PictureDataset(Dataset[tuple[Any, int]]):

@@ -1,11 +1,10 @@
-"""Datasets in few large files: tars of class folders, WebDataset shards, Hugging Face datasets.
+"""Datasets in few large files: tars and zips of class folders, WebDataset shards, Hugging Face datasets.
 
 Each is indexed once, at the start, so that any picture can be read at any time: what a run that is resumed needs.
 """
 
 import io
 import os
-import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,80 +13,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from timm.utils.misc import natural_key
 
+from vrwkv.classification.archives import Member, find_archives, members_of
 from vrwkv.classification.folder import Pictures
 from vrwkv.runtime.errors import MissingExtra, UserError, first_line, nearest
 from vrwkv.runtime.images import Packed, Picture, picture_endings
-
-
-@dataclass(frozen=True, slots=True)
-class TarMember(Packed):
-    """A file in an uncompressed tar, or in a tar within one."""
-
-    tar: str
-    name: str
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        """What it holds."""
-        with open(self.tar, "rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
-
-    def open(self) -> BinaryIO:
-        """See `Packed`."""
-        return io.BytesIO(self.read())
-
-    def __str__(self) -> str:
-        return f"{self.tar}/{self.name}"
-
-
-def members_of(path: str) -> Iterator[TarMember]:
-    """The files in a tar, those of tars within it included, without hidden ones.
-
-    Raises:
-        UserError: it cannot be read to its end.
-    """
-    try:
-        with tarfile.open(path, "r:") as tar:
-            yield from _members(path, tar, "", 0)
-    except (OSError, tarfile.TarError) as error:
-        raise UserError(f"cannot read tar {path}: {first_line(error)}") from error
-
-
-def _members(path: str, tar: tarfile.TarFile, prefix: str, begin: int) -> Iterator[TarMember]:
-    for member in tar:
-        name = PurePosixPath(prefix, member.name)
-        if not member.isfile() or name.name.startswith("."):
-            continue
-        if name.suffix.lower() == ".tar":
-            with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as inner:
-                yield from _members(path, inner, str(name.with_suffix("")), begin + member.offset_data)
-        else:
-            yield TarMember(path, str(name), begin + member.offset_data, member.size)
-    # tarfile takes a damaged header for the end, without which pictures would be missing silently.
-    assert tar.fileobj is not None
-    tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError(f"damaged or cut off at byte {begin + tar.offset}")
-
-
-def find_tars(root: str, split: str) -> list[str]:
-    """`root/split.tar`, or all of `root/split/*.tar` where there are no folders beside them; empty without any."""
-    path = Path(root, split)
-    if os.path.isfile(f"{path}.tar"):
-        return [f"{path}.tar"]
-    if not os.path.isdir(path):
-        return []
-    with os.scandir(path) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-    if any(entry.is_dir() for entry in visible):
-        return []
-    return _in_order(entry.path for entry in visible if entry.name.lower().endswith(".tar"))
-
-
-def _in_order(paths: Iterable[str]) -> list[str]:
-    return sorted(paths, key=natural_key)
 
 
 def _by_class(pictures: Pictures, found: Iterable[tuple[str, Packed]], names: list[str] | None = None) -> None:
@@ -101,26 +30,30 @@ def _by_class(pictures: Pictures, found: Iterable[tuple[str, Packed]], names: li
         raise UserError(f"{pictures.path} holds no pictures")
 
 
-class TarFolders(Pictures):
-    """`root/split.tar` with `class/picture`, or `root/split/class.tar` with pictures, folders and tars in them.
+class ArchiveFolders(Pictures):
+    """`root/split.zip` with `class/picture`, `root/split/class.zip` with pictures and folders in them, or a file `root`
+    with `split/class/picture`; and the same with tars, which may hold tars.
 
-    As in timm's reader, the last folder or tar around a picture is its class.
+    As in timm's reader, the last folder or archive around a picture is its class.
 
     Raises:
-        UserError: a tar cannot be read, or a picture lies in no class.
+        UserError: an archive cannot be read, or a picture lies in no class.
     """
 
     def __init__(self, root: str, split: str) -> None:
         super().__init__(Path(root, split))
-        _by_class(self, self._find(find_tars(root, split)))
+        _by_class(self, self._find(root, split))
 
-    def _find(self, tars: list[str]) -> Iterator[tuple[str, Packed]]:
+    def _find(self, root: str, split: str) -> Iterator[tuple[str, Packed]]:
         endings = picture_endings()
-        for tar in tars:
-            outer = "" if tar == f"{self.path}.tar" else Path(tar).stem
-            for member in members_of(tar):
+        for archive in find_archives(root, split):
+            inner = split if archive == root else ""
+            outer = Path(archive).stem if Path(archive).parent == self.path else ""
+            for member in members_of(archive):
+                if not PurePosixPath(member.name).is_relative_to(inner):
+                    continue
+                path = PurePosixPath(outer, PurePosixPath(member.name).relative_to(inner))
                 self.files += 1
-                path = PurePosixPath(outer, member.name)
                 if path.suffix.lower() not in endings:
                     continue
                 if not path.parent.name:
@@ -138,14 +71,15 @@ class Shards(Pictures):
 
     def __init__(self, root: str, split: str) -> None:
         super().__init__(Path(root, split))
-        shards = _in_order(map(str, self.path.glob("*.tar") if self.path.is_dir() else Path(root).glob(split)))
+        found = self.path.glob("*.tar") if self.path.is_dir() else Path(root).glob(split)
+        shards = sorted(map(str, found), key=natural_key)
         if not shards:
             raise UserError(f"no shards {self.path}/*.tar, and none that match {self.path}")
         _by_class(self, (pair for shard in shards for pair in self._find(shard)))
 
     def _find(self, shard: str) -> Iterator[tuple[str, Packed]]:
         endings = picture_endings()
-        pictures: dict[str, TarMember] = {}
+        pictures: dict[str, Member] = {}
         classes: dict[str, str] = {}
         for member in members_of(shard):
             self.files += 1
