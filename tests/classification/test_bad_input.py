@@ -99,6 +99,9 @@ def test_settings(setting, expected, tmp_path, train, train_args, error):
         ("model.args={1: 2}", "valid string"),
         ("model.args={drop_path_rate: 2}", "must have a drop_path_rate of at least 0 and less than 1, not 2"),
         ("model.compile=1", "valid boolean"),
+        ("model.channels_last=1", "valid boolean"),
+        ("model.grad_checkpointing=-1", "greater than or equal to 0"),
+        ("model.grad_checkpointing=x", "must be a valid integer, not 'x'"),
     ],
 )
 def test_values_out_of_range(setting, expected, tmp_path, train, train_args, error):
@@ -122,6 +125,14 @@ def test_values_out_of_range(setting, expected, tmp_path, train, train_args, err
         ),
         (["model.args.global_pool=''"], "VisionRWKV gives (1, 4, 3) for a picture, required are (1, 3) logits"),
         (["augment.mixup=0.2", "data.batch_size=3"], "mixup and cutmix need an even data.batch_size, not 3"),
+        (
+            ["model.grad_checkpointing=4"],
+            "model.grad_checkpointing cannot be 4 for VisionRWKV: every must be 1 to 3, which is the number of blocks",
+        ),
+        (
+            ["model.name=test_vit", "model.args={img_size: 16}", "model.grad_checkpointing=2"],
+            "must be 0 or 1 for VisionTransformer, which recomputes no block or all, not 2",
+        ),
         (["optim.name=adahessian"], "optim.name adahessian needs second derivatives"),
         (["optim.name=bnbadam"], "optim or schedule cannot be used: "),
     ],

@@ -163,6 +163,7 @@ def test_fine_tuning_takes_all_but_the_head(run, tmp_path, train, train_args, da
     "settings",
     [
         ["amp=bfloat16", "model.grad_checkpointing=true"],
+        ["model.grad_checkpointing=2", "model.channels_last=true", "model.args.drop_path_rate=0.5"],
         ["optim.clip_grad=1.0", "augment.auto_augment=rand-m5", "optim.ema_decay=null", "optim.lr_batch_size=16"],
         ["model.args.in_chans=1", "augment.cutmix=1.0", "data.img_size=24", "optim.name=sgd", "schedule.name=constant"],
     ],

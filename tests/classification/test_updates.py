@@ -24,6 +24,7 @@ from vrwkv.models.vrwkv import VisionRWKV
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 PICTURES, EPOCHS, BATCH_SIZE = 16, 2, 2
+ARGS = {"img_size": 16, "patch_size": 8, "depth": 2}
 OPTIM = {"lr": 4e-3, "lr_batch_size": 16, "weight_decay": 0.1, "clip_grad": 0.5, "ema_decay": 0.6}
 SCHEDULE = {"warmup_epochs": 1, "warmup_lr": 1e-4, "min_lr": 1e-5}
 PLAIN = {"scale": [1, 1], "ratio": [1, 1], "hflip": 0.0, "color_jitter": 0.0, "label_smoothing": 0.1}
@@ -43,7 +44,7 @@ def make_config(squares, tmp_path):
             "output": str(tmp_path / "output"),
             "epochs": EPOCHS,
             "seed": 3,
-            "model": {"name": "test_vrwkv", "args": {"img_size": 16, "patch_size": 8, "depth": 2}},
+            "model": {"name": "test_vrwkv", "args": ARGS},
             "data": {"root": str(squares), "batch_size": BATCH_SIZE, "workers": 0, "mean": [*MEAN], "std": [*STD]},
             "augment": PLAIN,
             "optim": OPTIM,
@@ -145,6 +146,31 @@ def test_two_ranks(make_config, tmp_path):
     content = load(tmp_path / "output" / "last.pth")
     torch.testing.assert_close(dict(content["state_dict"]), dict(weights), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(dict(content["state_dict_ema"]), dict(average), rtol=1e-4, atol=1e-5)
+
+
+def test_channels_last(make_config, tmp_path):
+    """Pictures and kernels lie like that in memory, and the result is that of a run without."""
+    found = []
+    for channels_last in (False, True):
+        config = make_config(model={"channels_last": channels_last})
+        with recorded_batches(VisionRWKV) as batches:
+            train(config, overwrite=True)
+        content = load(tmp_path / "output" / "last.pth")
+        found.append(content)
+        kernels = [content[key]["patch_embed.proj.weight"] for key in ("state_dict", "state_dict_ema")]
+        for tensor in [*kernels, *(batch.images for batch in batches)]:
+            assert tensor.is_contiguous(memory_format=torch.channels_last) == channels_last
+    for key in ("state_dict", "state_dict_ema"):
+        torch.testing.assert_close(dict(found[0][key]), dict(found[1][key]), rtol=1e-4, atol=1e-5)
+
+
+def test_recomputed_blocks_change_no_bit(make_config, tmp_path):
+    found = []
+    for every in (0, 2):
+        config = make_config(model={"grad_checkpointing": every, "args": {**ARGS, "drop_path_rate": 0.5}})
+        train(config, overwrite=True)
+        found.append(load(tmp_path / "output" / "last.pth")["state_dict"])
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
 
 
 def test_seeds(make_config, tmp_path):

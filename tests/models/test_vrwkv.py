@@ -116,6 +116,24 @@ def test_gradient_checkpointing_changes_nothing_but_recomputes(name: str) -> Non
 
 
 @every_family
+def test_gradient_checkpointing_of_every_so_manieth_block(name: str) -> None:
+    model = create(name, depth=5)
+    calls = []
+    for index, block in enumerate(model.blocks):
+        block.register_forward_pre_hook(lambda *_, index=index: calls.append(index))
+    images = torch.randn(2, 3, 64, 64)
+    expected = loss_and_gradients(model, images)
+    for every, recomputed in ((1, [4, 3, 2, 1, 0]), (2, [4, 2, 0]), (3, [3, 0]), (5, [0])):
+        calls.clear()
+        model.set_grad_checkpointing(every=every)
+        torch.testing.assert_close(loss_and_gradients(model, images), expected, rtol=0, atol=0)
+        assert calls == [0, 1, 2, 3, 4, *recomputed]
+    for every in (0, 6):
+        with pytest.raises(ValueError, match=f"^every must be 1 to 5, which is the number of blocks, got {every}$"):
+            model.set_grad_checkpointing(every=every)
+
+
+@every_family
 @torch.no_grad()
 def test_image_is_padded_at_the_right_and_bottom(name: str) -> None:
     model = create(name).eval()

@@ -110,6 +110,19 @@ def test_reconstructions_show_what_is_visible(run, config_path):
         assert abs(three[grey] - one[grey]).mean() > 0
 
 
+def test_recomputed_blocks_and_channels_last(config_path, tmp_path):
+    from vrwkv.pretraining import PretrainingConfig, load_config, pretrain
+
+    found, output = [], tmp_path / "out"
+    for settings in ([], ["model.grad_checkpointing=2", "model.channels_last=true"]):
+        config = load_config(PretrainingConfig, config_path, [f"output={output}", "epochs=1", *settings])
+        pretrain(config, overwrite=True)
+        found.append(checkpoint.read(output / "last.pth")["state_dict"])
+    torch.testing.assert_close(dict(found[0]), dict(found[1]), rtol=1e-4, atol=1e-5)
+    kernel = found[1]["backbone.patch_embed.proj.weight"]
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from timm.data import create_transform
 
 from vrwkv.runtime.config import MAY_CHANGE, NotNegative, Positive, PositiveShare, Range, Section, Share, Text
@@ -21,16 +21,25 @@ def _rates_in_range(args: dict[str, Any]) -> dict[str, Any]:
 ModelArgs = Annotated[dict[str, Any], AfterValidator(_rates_in_range)]
 
 
-class ModelConfig(Section):
+def _interval(value: Any) -> Any:
+    return int(value) if isinstance(value, bool) else value
+
+
+class NetworkConfig(Section):
     name: Text  # any timm model
     args: ModelArgs = Field(default_factory=dict)
     """Keywords of its constructor."""
+    grad_checkpointing: Annotated[int, BeforeValidator(_interval), Field(ge=0), MAY_CHANGE] = 0
+    """Recompute every so-manieth block in the backward pass: 1 or true all, 0 or false none."""
+    channels_last: Annotated[bool, MAY_CHANGE] = False  # memory layout of pictures and of the kernels of convolutions
+    compile: Annotated[bool, MAY_CHANGE] = False
+
+
+class ModelConfig(NetworkConfig):
     pretrained: Annotated[bool, MAY_CHANGE] = False  # start from the published weights
     checkpoint: Annotated[Text | None, MAY_CHANGE] = None
     """Start from this file's weights; a head of another size is left out."""
     head_only: bool = False  # a linear probe: train the classifier, with the rest as it is and in evaluation mode
-    grad_checkpointing: Annotated[bool, MAY_CHANGE] = False
-    compile: Annotated[bool, MAY_CHANGE] = False
 
 
 Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos", "hamming", "box"]

@@ -33,6 +33,29 @@ def _nearest_models(name: str) -> str:
     return nearest(name, {each[: len(name) + 1]: each for each in names})
 
 
+def recompute_blocks(model: nn.Module, every: int) -> None:
+    """Lets the backward pass compute every so-manieth block of a timm model again; 0: none.
+
+    Raises:
+        UserError: the model cannot do that.
+    """
+    if not every:
+        return
+    name, set_grad_checkpointing = type(model).__name__, model.set_grad_checkpointing
+    try:
+        set_grad_checkpointing(True, **({"every": every} if every > 1 else {}))  # type: ignore[operator]
+    except TypeError as error:  # timm's own models take no more than enable
+        wanted = f"0 or 1 for {name}, which recomputes no block or all"
+        raise UserError(f"model.grad_checkpointing must be {wanted}, not {every}") from error
+    except (AssertionError, ValueError) as error:
+        raise UserError(f"model.grad_checkpointing cannot be {every} for {name}: {first_line(error)}") from error
+
+
+def memory_format(channels_last: bool) -> torch.memory_format:
+    """What `to` of a model and of pictures is given."""
+    return torch.channels_last if channels_last else torch.preserve_format
+
+
 def data_config_of(model: nn.Module, args: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """timm's data configuration of a model, changed by those `overrides` that are not None.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vrwkv.classification.config import AugmentConfig, Config, PictureConfig
 from vrwkv.classification.data import create_eval_loader, create_train_loader, find_pictures
 from vrwkv.classification.evaluate import MEASURES, evaluate, right_answers
-from vrwkv.classification.model import check_model, create_model, data_config_of
+from vrwkv.classification.model import check_model, create_model, data_config_of, memory_format, recompute_blocks
 from vrwkv.runtime import checkpoint, trainer
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import World
@@ -44,9 +44,9 @@ class ClassificationTask(Task):
         if config.model.head_only:
             self.model.requires_grad_(False)
             self.model.get_classifier().requires_grad_(True)  # type: ignore[operator] # every timm model has it
-        if config.model.grad_checkpointing:
-            self.model.set_grad_checkpointing(True)  # type: ignore[operator]
-        self.model.to(world.device)
+        recompute_blocks(self.model, config.model.grad_checkpointing)
+        self.memory_format = memory_format(config.model.channels_last)
+        self.model.to(world.device, memory_format=self.memory_format)  # type: ignore[call-overload] # of its docs
         self._create_loaders()
         self.gmac = check_model(self.model, self.data_config["input_size"], len(self.class_names))
         self.mixing, self.loss = create_mixing(config.augment, len(self.class_names), world)
@@ -76,7 +76,7 @@ class ClassificationTask(Task):
         if self.config.model.head_only:
             model.eval()
         images, target = self.mixing(*batch)
-        logits = model(images)
+        logits = model(images.to(memory_format=self.memory_format))
         classes = target.argmax(1) if target.ndim == 2 else target
         return StepResult(self.loss(logits, target), right_answers(logits, classes), len(images))
 

@@ -83,7 +83,7 @@ class VisionRWKVBase(nn.Module):
         self.global_pool = global_pool
         self.num_features = self.embed_dim = embed_dim
         self.head_hidden_size = embed_dim if head_hidden_size is None else head_hidden_size
-        self.grad_checkpointing = False
+        self.grad_checkpointing, self.grad_checkpointing_every = False, 1
 
         any_size: dict[str, Any] = dict(output_fmt="NHWC", strict_img_size=False, dynamic_img_pad=True)
         self.patch_embed = PatchEmbed(to_2tuple(img_size), to_2tuple(patch_size), in_chans, embed_dim, **any_size)
@@ -136,9 +136,19 @@ class VisionRWKVBase(nn.Module):
             blocks=[(r"^ln0", (0,)), (r"^blocks\.(\d+)", None), (r"^norm", (99999,))],  # the authors' ln0 is in block 0
         )
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks in the backward pass instead of keeping their activations."""
-        self.grad_checkpointing = enable
+    def set_grad_checkpointing(self, enable: bool = True, every: int = 1) -> None:
+        """Recompute blocks in the backward pass instead of keeping their activations.
+
+        Args:
+            enable: whether to do so.
+            every: recompute the first of so many blocks, and keep what the others need.
+
+        Raises:
+            ValueError: ``every`` is below 1, or there are not so many blocks.
+        """
+        if not 1 <= every <= len(self.blocks):
+            raise ValueError(f"every must be 1 to {len(self.blocks)}, which is the number of blocks, got {every}")
+        self.grad_checkpointing, self.grad_checkpointing_every = enable, every
 
     def get_classifier(self) -> nn.Module:
         """The last layer: a Linear, or an Identity where there are no classes."""
@@ -234,7 +244,8 @@ class VisionRWKVBase(nn.Module):
     def run_block(self, index: int, x: Tensor, patch_resolution: Grid) -> Tensor:
         """Block number ``index`` on the tokens ``x (B, T, C)``, recomputed in the backward pass where that is set."""
         block = self.blocks[index]
-        if self.grad_checkpointing and torch.is_grad_enabled():
+        recomputed = self.grad_checkpointing and index % self.grad_checkpointing_every == 0
+        if recomputed and torch.is_grad_enabled():
             return checkpoint(block, x, patch_resolution)
         return block(x, patch_resolution)
 

@@ -4,17 +4,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from vrwkv.classification.config import DataConfig, ModelArgs
-from vrwkv.runtime.config import MAY_CHANGE, Positive, PositiveShare, Range, Section, Share, Text
+from vrwkv.classification.config import DataConfig, NetworkConfig
+from vrwkv.runtime.config import Positive, PositiveShare, Range, Section, Share
 from vrwkv.runtime.recipe import RunConfig
-
-
-class BackboneConfig(Section):
-    name: Text  # a model of vrwkv
-    args: ModelArgs = Field(default_factory=dict)
-    """Keywords of its constructor."""
-    grad_checkpointing: Annotated[bool, MAY_CHANGE] = False
-    compile: Annotated[bool, MAY_CHANGE] = False
 
 
 class CropConfig(Section):
@@ -31,7 +23,7 @@ class DecoderConfig(Section):
 
 
 class PretrainingConfig(RunConfig):
-    model: BackboneConfig
+    model: NetworkConfig  # of vrwkv
     data: DataConfig  # classes do not matter, but for the folders
     augment: CropConfig = CropConfig()
     decoder: DecoderConfig = DecoderConfig()

@@ -8,7 +8,7 @@ from torch import nn
 
 from vrwkv.classification.config import AugmentConfig, PictureConfig
 from vrwkv.classification.data import create_eval_loader, create_train_loader, find_pictures, without_padding
-from vrwkv.classification.model import create_model, data_config_of, try_model
+from vrwkv.classification.model import create_model, data_config_of, memory_format, recompute_blocks, try_model
 from vrwkv.models import VisionRWKVBase
 from vrwkv.pretraining.config import PretrainingConfig
 from vrwkv.pretraining.masked_autoencoder import MaskedAutoencoder
@@ -64,18 +64,20 @@ class PretrainingTask(Task):
             raise UserError(
                 f"model.name must be a model of vrwkv, which can leave out masked patches, not {model.name}"
             )
-        backbone.set_grad_checkpointing(model.grad_checkpointing)
+        recompute_blocks(backbone, model.grad_checkpointing)
         self.data_config = data_config_of(backbone, self.model_args, picture)
         try:
             self.model = MaskedAutoencoder(backbone, decoder.dim, decoder.depth, self.config.mask_ratio)
         except ValueError as error:
             raise UserError(f"model {model.name} cannot be pre-trained: {error}") from error
-        self.model.to(self.world.device)
+        self.memory_format = memory_format(model.channels_last)
+        self.model.to(self.world.device, memory_format=self.memory_format)  # type: ignore[call-overload] # of its docs
 
     def training_step(self, model: nn.Module, batch: Any) -> StepResult:
         """The loss of pictures (B, C, H, W), whatever their classes."""
         images, _ = batch
-        return StepResult(model(images).loss.mean(), {}, len(images))
+        loss = model(images.to(memory_format=self.memory_format)).loss.mean()
+        return StepResult(loss, {}, len(images))
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
