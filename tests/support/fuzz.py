@@ -54,6 +54,7 @@ KEYS: dict[str, tuple[Sense, list[Any]]] = {
     "seed": (whole(0, 2**31), [5]),
     "device": (lambda value: type(value) is str, ["cpu", "meta"]),
     "amp": (one_of("none", "bfloat16", "float16"), ["bfloat16", "float16", "float8"]),
+    "fsdp": (one_of(True, False), [True]),
     "optim.lr": (NOT_NEGATIVE, [1e-3]),
     "optim.lr_batch_size": (optional(whole(1)), [16]),
     "optim.name": (one_of("sgd", "lion"), ["sgd", "lion", "adamv"]),

@@ -67,6 +67,8 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
     device: Annotated[str, MAY_CHANGE] = "auto"  # cuda where there is one, else cpu
     amp: Amp = "none"
+    fsdp: Annotated[bool, MAY_CHANGE] = False
+    """Each process keeps a shard of the weights, gradients and optimizer states, in place of all of them."""
 
 
 def create_optimizer(

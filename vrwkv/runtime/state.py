@@ -9,7 +9,7 @@ import torch
 from pydantic import ConfigDict, Field
 from timm.utils import ModelEmaV3
 
-from vrwkv.runtime import checkpoint
+from vrwkv.runtime import checkpoint, sharding
 from vrwkv.runtime.config import Section, check, differences
 from vrwkv.runtime.errors import UserError, first_line
 from vrwkv.runtime.processes import World
@@ -49,10 +49,14 @@ class TrainingState:
         if not self.updates_per_epoch:
             given = len(sampler) * sampler.batch_size * world.size
             raise UserError(f"the training data fill batches of {given} samples; one update needs {update_size}")
-        self.optimizer, self.scheduler = create_optimizer(task.model, config, update_size, self.updates_per_epoch)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.amp == "float16")
         decay = config.optim.ema_decay
         self.ema = ModelEmaV3(task.model, decay, use_warmup=True) if decay else None
+        if config.fsdp:
+            sharding.check_optimizer(lambda model: create_optimizer(model, config, update_size, 1)[0], world)
+            for model in (task.model, *([self.ema.module] if self.ema else [])):
+                sharding.shard(model, world)
+        self.optimizer, self.scheduler = create_optimizer(task.model, config, update_size, self.updates_per_epoch)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.amp == "float16")
         self.meters = Meters(task.measures, world)
         self.epoch = 0  # epochs done
         self.step = 0  # steps of the running epoch done
@@ -73,18 +77,19 @@ class TrainingState:
         self.epoch, self.step, self.meters = self.epoch + 1, 0, Meters(self.task.measures, self.world)
 
     def is_finite(self, loss: float) -> bool:
-        """Whether the mean loss and all weights are."""
-        parameters = self.task.model.parameters()
-        return math.isfinite(loss) and bool(torch.stack([each.isfinite().all() for each in parameters]).all())
+        """Whether the mean loss and all weights are. All processes call it together."""
+        parts = map(sharding.local_part, self.task.model.parameters())
+        here = math.isfinite(loss) and bool(torch.stack([each.isfinite().all() for each in parts]).all())
+        return not self.world.agree(int(not here))
 
     def content(self, meters: torch.Tensor, metrics: Mapping[str, float]) -> dict[str, Any]:
-        """What a checkpoint holds.
+        """What a checkpoint holds, in the primary process. All processes call it together.
 
         Args:
             meters: The sums of the running epoch of all processes, as `Meters.gather` gives them.
             metrics: Of the evaluation that was done with these weights, if any.
         """
-        return {
+        content = {
             **self.task.content(),
             "config": self.config.model_dump(),
             "processes": self.world.size,
@@ -98,6 +103,7 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
+        return sharding.gather(content, self.world.primary) if self.config.fsdp else content
 
     def restore(self, content: Mapping[str, Any], path: Path) -> None:
         """Takes up what a checkpoint holds.
@@ -117,7 +123,7 @@ class TrainingState:
         if self.ema:
             checkpoint.load(self.ema.module, {"state_dict": content.get("state_dict_ema", {})}, path)
         try:
-            self.optimizer.load_state_dict(content["optimizer"])
+            self.optimizer.load_state_dict(sharding.shard_optimizer_state(content["optimizer"], self.optimizer))
             self.scaler.load_state_dict(content["scaler"])
         except Exception as error:  # they trust what they are given
             raise UserError(f"checkpoint {path} has no state of this optimizer: {first_line(error)}") from error

@@ -12,7 +12,7 @@ import torch
 from timm.utils import dispatch_clip_grad, distribute_bn, random_seed
 from torch import nn
 
-from vrwkv.runtime import checkpoint
+from vrwkv.runtime import checkpoint, sharding
 from vrwkv.runtime.errors import Interrupted, UserError
 from vrwkv.runtime.processes import World, autocast, join_world
 from vrwkv.runtime.progress import Progress, clock, say, text_of
@@ -90,16 +90,20 @@ class Trainer:
             self.folder.check_free(path, damaged)
         if path:
             self._restore(content, path)
-        # Waits for all processes, so that none looks for a last.pth that the first writes below.
-        distribute = nn.parallel.DistributedDataParallel if self.world.distributed else lambda model: model
+        is_new = not path or path.resolve() not in map(Path.resolve, self.folder.states())
+        replicates = self.world.distributed and not self.config.fsdp
+        distribute = nn.parallel.DistributedDataParallel if replicates else lambda model: model
         self.distributed_model: Any = distribute(self.task.model)
+        # Waits for all processes, so that none looks for a last.pth that the first writes below.
         meters = self.state.meters.gather()
-        if self.world.primary and self.state.steps_left > 0:
-            self.folder.prepare(self.state.epoch if path and self.folder.owns(path) else None, damaged)
-            self.folder.write_config(self.config)
-            if not path or path.resolve() not in map(Path.resolve, self.folder.states()):
+        if self.state.steps_left > 0:
+            if self.world.primary:
+                self.folder.prepare(self.state.epoch if path and self.folder.owns(path) else None, damaged)
+                self.folder.write_config(self.config)
+            if is_new:
                 self._save(meters)
-            say(self._description())
+            if self.world.primary:
+                say(self._description())
         watched = self.config if self.world.primary else self.config.model_copy(update={"watch": WatchConfig()})
         self.scalars = Scalars(watched, self.state.updates)
 
@@ -138,7 +142,7 @@ class Trainer:
                     f"epoch {state.epoch}/{self.config.epochs}: training {text_of(self.task.measures, trained)}; "
                     f"validation {text_of(self.task.measures, evaluated)}; {speed:.0f} images/s, {clock(left)} left"
                 )
-                self._write(trained, evaluated)
+            self._write(trained, evaluated)
 
     def _train_epoch(self) -> float:
         """Trains what is left of an epoch, and returns the images per second of all processes."""
@@ -176,12 +180,17 @@ class Trainer:
 
     def _add_gradients(self, batch: Any, completes_update: bool) -> StepResult:
         """One step; the processes share their gradients in the step that completes an update."""
-        alone = self.world.distributed and not completes_update
-        with self.distributed_model.no_sync() if alone else contextlib.nullcontext():
+        with contextlib.nullcontext() if completes_update else self._alone():
             with autocast(self.world, self.config.amp):
                 result = self.task.training_step(self.distributed_model, batch)
             self.state.scaler.scale(result.loss / self.config.optim.accumulate).backward()
         return result
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        """Within it, gradients are not shared."""
+        if self.config.fsdp:
+            return sharding.no_sync(self.task.model)
+        return self.distributed_model.no_sync() if self.world.distributed else contextlib.nullcontext()
 
     def _update(self) -> None:
         """Changes the weights by the gradients."""
@@ -215,10 +224,11 @@ class Trainer:
             raise self._interrupted()
 
     def _evaluate(self, meters: torch.Tensor) -> dict[str, float]:
-        """Of the weights that are to be used. A signal ends it: what was trained before is saved."""
+        """Of the weights that are to be used. A signal ends it: what was trained before is saved. With sharded weights
+        it waits: to save, the processes must be at the same place."""
         model = self.state.ema.module if self.state.ema else self.task.model
         try:
-            with self.signals.deferred(False):
+            with self.signals.deferred(self.config.fsdp):
                 return self.task.evaluate(model)
         except Interrupted as error:
             self._save(meters)
@@ -238,10 +248,14 @@ class Trainer:
                 f"{self.folder.last} holds the last state before"
             )
 
-    def _save(self, meters: torch.Tensor, metrics: Mapping[str, float] | None = None) -> None:
+    def _save(self, meters: torch.Tensor) -> None:
+        content = self.state.content(meters, {})
         if self.world.primary:
-            checkpoint.save(self.state.content(meters, metrics or {}), self.folder.last, self.config.save.keep)
-            self._saved = time.monotonic()
+            self._save_last(content)
+
+    def _save_last(self, content: dict[str, Any]) -> None:
+        checkpoint.save(content, self.folder.last, self.config.save.keep)
+        self._saved = time.monotonic()
 
     @property
     def _lr(self) -> float:
@@ -249,11 +263,14 @@ class Trainer:
 
     def _write(self, trained: Mapping[str, float], evaluated: Mapping[str, float]) -> None:
         state, judge = self.state, self.task.judge
+        metrics = {each.name: evaluated[each.name] for each in self.task.measures}
+        content = state.content(torch.zeros(self.world.size, len(metrics) + 1), metrics)
+        if not self.world.primary:
+            return
         self.folder.log(state.epoch, trained, evaluated, self._lr, self.task.measures)
         self.scalars.add({f"eval_{name}": value for name, value in evaluated.items()}, state.updates)
-        metrics = {each.name: evaluated[each.name] for each in self.task.measures}
-        value, meters = metrics[judge.name], torch.zeros(self.world.size, len(metrics) + 1)
+        value = metrics[judge.name]
         if state.best is None or (value >= state.best if judge.higher_is_better else value <= state.best):
-            state.best = value
-            checkpoint.save(state.content(meters, metrics), self.folder.best)
-        self._save(meters, metrics)  # last: until here, resuming repeats the evaluation
+            state.best = content["best_metric"] = value
+            checkpoint.save(content, self.folder.best)
+        self._save_last(content)  # last: until here, resuming repeats the evaluation
