@@ -81,6 +81,17 @@ def test_loss_is_that_of_masked_patches(name):
 
 
 @every_family
+def test_what_does_not_decay(name):
+    """What does not in the backbone alone, and the mixes of the decoder."""
+    model = autoencoder(name)
+    ours = {f"backbone.{each}" for each in model.backbone.no_weight_decay()}
+    assert "backbone.pos_embed" in ours
+    others = model.no_weight_decay() - ours
+    assert len(others) == 7 * len(model.decoder.blocks)
+    assert others < {name for name, _ in model.decoder.named_parameters(prefix="decoder")}
+
+
+@every_family
 @pytest.mark.parametrize("grad_checkpointing", [False, True])
 def test_everything_is_trained(name, grad_checkpointing):
     model = autoencoder(name)

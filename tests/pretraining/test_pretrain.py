@@ -4,11 +4,12 @@ import pytest
 import torch
 import yaml
 from support.colours import write_images
-from support.scripts import load_tool
+from support.scripts import REPOSITORY, load_tool
 
 from vrwkv.pretraining import draw_reconstructions, load_autoencoder
 from vrwkv.runtime import checkpoint
 
+CONFIGS = sorted((REPOSITORY / "configs" / "pretraining").glob("*.yaml"))
 pytestmark = pytest.mark.usefixtures("no_curves")
 
 
@@ -108,6 +109,28 @@ def test_reconstructions_show_what_is_visible(run, config_path):
         assert (two[~grey] == one[~grey]).all()
         assert abs(three[~grey] - one[~grey]).max() < 1e-6
         assert abs(three[grey] - one[grey]).mean() > 0
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_trains(path, config_path, tmp_path):
+    """A narrow model of its kind, all else as it is."""
+    from vrwkv.pretraining import PretrainingConfig, load_config, pretrain
+
+    args = load_config(PretrainingConfig, path).model.args | dict(img_size=32, embed_dim=32, depth=2)
+    settings = [
+        f"output={tmp_path / 'out'}",
+        f"data.root={config_path.parent / 'data'}",
+        f"model.args={args}",
+        "decoder={dim: 16, depth: 1}",
+        "epochs=1",
+        "data.batch_size=4",
+        "data.workers=0",
+        "optim.accumulate=2",
+        "schedule.warmup_epochs=0",
+    ]
+    content = checkpoint.read(pretrain(load_config(PretrainingConfig, path, settings)))
+    assert all(tensor.isfinite().all() for tensor in content["state_dict"].values())
+    assert content["optimizer"]["state"][0]["step"] == 3
 
 
 def test_recomputed_blocks_and_channels_last(config_path, tmp_path):

@@ -123,11 +123,7 @@ class VisionRWKVBase(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that should not decay: the position embedding, and what the mixes name."""
-        names = {"pos_embed"}
-        for path, module in self.named_modules():
-            if path and hasattr(module, "no_weight_decay"):
-                names |= {f"{path}.{name}" for name in module.no_weight_decay()}
-        return names
+        return {"pos_embed"} | undecayed(self)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that sort parameters into groups of layers, from the stem to the last norm."""
@@ -294,6 +290,12 @@ def _pre_logits(embed_dim: int, head_hidden_size: int | None) -> nn.Module:
         return nn.Identity()
     _require_at_least(1, head_hidden_size=head_hidden_size)
     return nn.Sequential(OrderedDict(fc=nn.Linear(embed_dim, head_hidden_size), act=nn.Tanh()))
+
+
+def undecayed(root: nn.Module) -> set[str]:
+    """Names of the parameters of which the modules inside ``root`` say that they should not decay."""
+    modules = [(path, module) for path, module in root.named_modules() if path and hasattr(module, "no_weight_decay")]
+    return {f"{path}.{name}" for path, module in modules for name in module.no_weight_decay()}
 
 
 def _require_at_least(minimum: int, **arguments: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vrwkv.layers import Block, ChannelMix, SpatialMix, VisiblePatches, resize_pos_embed
 from vrwkv.models import VisionRWKVBase
-from vrwkv.models._base import init_modules
+from vrwkv.models._base import init_modules, undecayed
 
 
 class Reconstruction(NamedTuple):
@@ -50,6 +50,10 @@ class MaskedAutoencoder(nn.Module):
         self.mask_ratio = mask_ratio
         outputs = backbone.in_chans * height * width
         self.decoder = Decoder(backbone.embed_dim, decoder_dim, decoder_depth, outputs, backbone.grid_size)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that should not decay: those of the backbone, and what the decoder's mixes name."""
+        return undecayed(self)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
         """Mask the images ``(B, in_chans, H, W)`` and predict what is masked.
