@@ -77,10 +77,9 @@ def largest_shared_bytes(name: str) -> int:
     size = ELEMENT_BYTES.get(re.split("[,>]", arguments)[0], 0)
     accumulate = max(size, 4)
     if kernel in ("sum_tiles_kernel", "forward_kernel", "sum_ab_kernel", "backward_kernel"):
-        tensors = 3 if kernel in ("sum_ab_kernel", "backward_kernel") else 2
+        kinds = 2 if kernel in ("sum_ab_kernel", "backward_kernel") else 1
         channels, length = (8, 8) if size == 8 else (16, 16)
-        segment = tensors * (length + 1) * channels * size + channels * 2 * 4 * accumulate
-        return min(16, 48 * 1024 // segment) * segment
+        return channels * accumulate * (length + 4 + 16 + 4 + kinds * 2 * 4 * 16)
     tokens = 32 if size == 8 else 64
     if kernel == "chunk_states_kernel":
         return (tokens * (2 * 40 + 72) + 256) * accumulate

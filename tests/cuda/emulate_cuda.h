@@ -159,7 +159,8 @@ class Machine {
 
   std::string where() const {
     std::ostringstream text;
-    text << " (block " << block_index.x << ", thread " << current_ << ")";
+    text << " (block " << block_index.x << ", " << block_index.y << ", " << block_index.z << ", thread " << current_
+         << ")";
     return text.str();
   }
 
@@ -299,20 +300,22 @@ inline void Machine::enter() {
 }
 
 template <typename Kernel>
-void run_grid(unsigned int blocks, dim3 threads, size_t shared_bytes, const Kernel& kernel) {
-  if (blocks == 0 || threads.x * threads.y * threads.z == 0 || threads.x * threads.y * threads.z > 1024) {
-    fail("a launch of ", blocks, " blocks of (", threads.x, ", ", threads.y, ", ", threads.z, ") threads");
+void run_grid(dim3 blocks, dim3 threads, size_t shared_bytes, const Kernel& kernel) {
+  const unsigned int count = blocks.x * blocks.y * blocks.z, size = threads.x * threads.y * threads.z;
+  if (count == 0 || blocks.y > 65535 || blocks.z > 65535 || size == 0 || size > 1024) {
+    fail("a launch of (", blocks.x, ", ", blocks.y, ", ", blocks.z, ") blocks of (", threads.x, ", ", threads.y, ", ",
+         threads.z, ") threads");
   }
   if (shared_bytes > 48 * 1024) fail("a launch with ", shared_bytes, " bytes of shared memory");
   settings.largest_shared_bytes = std::max<int64_t>(settings.largest_shared_bytes, shared_bytes);
   std::mt19937 random(settings.seed);
-  std::vector<unsigned int> order(blocks);
+  std::vector<unsigned int> order(count);
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), random);
-  grid_size = dim3(blocks);
+  grid_size = blocks;
   block_size = threads;
   for (unsigned int block : order) {
-    block_index = dim3(block, 0, 0);
+    block_index = dim3(block % blocks.x, block / blocks.x % blocks.y, block / blocks.x / blocks.y);
     machine.run_block(kernel, shared_bytes, random);
   }
 }
@@ -463,7 +466,10 @@ Global<T> global(const torch::stable::Tensor& tensor) {
   return Global<T>(static_cast<T*>(tensor.data_ptr()), bytes / static_cast<int64_t>(sizeof(T)));
 }
 
-inline void forget_loads() {}
+template <typename T>
+T& strided(const Global<T>& position, int stride, int times) {
+  return position[static_cast<int64_t>(stride) * times];
+}
 
 inline float exp2_approximate(float x) {
   if (fabsf(x) < 0x1p-126f) return 1;  // exact, as the manual says; subnormal numbers count as zero
@@ -506,7 +512,7 @@ class Context {
   explicit Context(const torch::stable::Tensor&) {}
 
   template <typename... Parameters, typename... Arguments>
-  void run(void (*kernel)(Parameters...), unsigned int blocks, dim3 threads, size_t shared_bytes,
+  void run(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes,
            const Arguments&... arguments) const {
     emulation::run_grid(blocks, threads, shared_bytes, [&] { kernel(arguments...); });
   }

@@ -83,6 +83,7 @@ def test_a_mistake_is_named(self_test, name):
 
 BI_WKV = "_bi_wkv/bi_wkv_cuda"
 BI_WKV_BACKWARD = "_bi_wkv/bi_wkv_cuda_bwd.cu"
+BI_WKV_FAST = "_bi_wkv/bi_wkv_fast.cuh"
 TILE = "_bi_wkv/bi_wkv_tile.cuh"
 Q_SHIFT = "_q_shift/q_shift_cuda"
 Q_SHIFT_BACKWARD = "_q_shift/q_shift_cuda_bwd.cu"
@@ -91,16 +92,23 @@ WKV6_CHUNK = "_wkv6/wkv6_cuda_chunk.cuh"
 DTYPES = "common/dtypes.h"
 # name: (kernels that are built, file, text, its replacement, part of the error or "" where results are wrong)
 FAULTS = {
-    "dropped_barrier_after_the_load": (
-        BI_WKV, BI_WKV_BACKWARD, "    __syncthreads();\n    const KeyRange<acc_t> range",
-        "    const KeyRange<acc_t> range", "shared"),
+    "dropped_barrier_after_the_maxima": (
+        BI_WKV, BI_WKV_BACKWARD, "loaded, channel);\n    __syncthreads();\n", "loaded, channel);\n", "shared"),
     "dropped_barrier_between_the_sums": (
-        BI_WKV, BI_WKV_BACKWARD,
-        "    __syncthreads();  // before the sums of a and b take the place of those of tokens\n", "", "race"),
-    "segment_ends_one_step_late": (
+        BI_WKV, BI_WKV_BACKWARD, "    __syncthreads();\n    if (fast) {\n      gradients.find_ab",
+        "    if (fast) {\n      gradients.find_ab", "shared"),
+    "dropped_barrier_before_the_shares": (
+        BI_WKV, BI_WKV_BACKWARD, "    __syncthreads();\n    memory.tokens.write", "    memory.tokens.write", "race"),
+    "segment_ends_one_step_early": (
+        BI_WKV, BI_WKV_FAST, "power = memory.powers[Block<scalar_t>::kLength];",
+        "power = memory.powers[Block<scalar_t>::kLength - 1];", ""),
+    "entering_sums_decay_the_wrong_way": (
+        BI_WKV, BI_WKV_FAST, "advanced(powers[kLength - 1 - i], each[i])", "advanced(powers[i], each[i])", ""),
+    "steep_segment_ends_one_step_late": (
         BI_WKV, TILE, "sum.gap += (segment - 1 - other) *", "sum.gap += 1 + (segment - 1 - other) *", ""),
     "unguarded_tail_of_channels": (
-        BI_WKV, TILE, "if (channel < tile.channels) {\n        to[", "if (true) {\n        to[", "global access"),
+        BI_WKV, TILE, "exists(tile) ? tile.tokens - index * B::kLength : 0", "tile.tokens - index * B::kLength",
+        "global access"),
     "dropped_barrier_of_the_mixes": (
         Q_SHIFT, Q_SHIFT_BACKWARD, "      __syncthreads();  // before the sums of the next mix\n", "", "race"),
     "unguarded_edge_of_the_grid": (
@@ -153,12 +161,12 @@ def broken(tmp_path_factory) -> dict[str, Emulated]:
 
 
 def run_bi_wkv(ops: Emulated) -> None:
-    case = make_case(3, 49, 33)
-    grad, *inputs = case.to(torch.float32)
-    assert_close(ops.bi_wkv(*inputs), case.y, FORWARD, torch.float32, scale=case.scales[0])
-    gradients = ops._bi_wkv_backward(grad, *inputs)
-    for actual, wanted, scale in zip(gradients, case.gradients, case.scales[1:], strict=True):
-        assert_close(actual, wanted, BACKWARD, torch.float32, scale=scale)
+    for case in (make_case(3, 49, 33), make_case(1, 40, 17, "decay")):
+        grad, *inputs = case.to(torch.float32)
+        assert_close(ops.bi_wkv(*inputs), case.y, FORWARD, torch.float32, scale=case.scales[0])
+        gradients = ops._bi_wkv_backward(grad, *inputs)
+        for actual, wanted, scale in zip(gradients, case.gradients, case.scales[1:], strict=True):
+            assert_close(actual, wanted, BACKWARD, torch.float32, scale=scale)
 
 
 def run_q_shift(ops: Emulated) -> None:

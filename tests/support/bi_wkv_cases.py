@@ -1,5 +1,6 @@
 """Inputs of Bi-WKV whose float64 results are computed once and serve every dtype."""
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from vrwkv.ops._bi_wkv import reference
 
 NAMES = ("w", "u", "k", "v")
-REGIMES = ("initial", "decay", "keys", "both")
+REGIMES = ("initial", "decay", "keys", "both", "spread")
 
 
 @dataclass
@@ -50,7 +51,11 @@ def _terms(w: Tensor, u: Tensor, k: Tensor, v: Tensor, y: Tensor, grad: Tensor) 
 
 @cache
 def make_case(batch: int, tokens: int, channels: int, regime: str = "initial") -> Case:
-    """Keys and decays as at initialisation, or decays to 1e3 / T, or keys to 1e4, or both."""
+    """Keys and decays as at initialisation, or decays to 1e3 / T, or keys to 1e4, or both.
+
+    "spread": decays on both sides of what one reference for a tile of 256 tokens can hold, keys that lie far apart, one
+    of them above all others and one masked.
+    """
     generator = torch.Generator().manual_seed(batch * tokens + channels)
 
     def normal(*shape: int) -> Tensor:
@@ -62,6 +67,12 @@ def make_case(batch: int, tokens: int, channels: int, regime: str = "initial") -
     k = normal(batch, tokens, channels)
     if regime in ("keys", "both"):
         k = (torch.rand(k.shape, generator=generator, dtype=torch.float64) * 2 - 1) * 1e4
+    if regime == "spread":
+        w = torch.linspace(-17, 17, channels, dtype=torch.float64) / min(tokens, 256)
+        k = 30 * k
+        k[:, tokens // 3] += 200
+        if tokens > 2:
+            k[:, tokens // 2] = -math.inf
     u = normal(channels) if regime == "both" else normal(channels) / tokens
     w, u = w.float().double(), u.float().double()
     k, v, grad = _exact(k), _exact(normal(batch, tokens, channels)), _exact(normal(batch, tokens, channels))

@@ -1,155 +1,56 @@
-// The sums of Bi-WKV's segments and tiles, which the forward and the backward pass both begin with.
+// The sums that enter the tiles, with which both passes begin.
 #pragma once
 
-#include "bi_wkv_tile.cuh"
+#include "bi_wkv_fast.cuh"
+#include "bi_wkv_safe.cuh"
 
 namespace vrwkv {
 namespace {
 
-// ---- One thread, one segment ----
-
-// Fast segments unroll their loops and keep their sums in registers; safe ones, which are rare, keep them in local
-// memory.
-template <typename Scan, typename scalar_t>
-constexpr int kUnroll = Scan::kFast ? Block<scalar_t>::kLength : 1;
-
-template <typename Scan, typename scalar_t>
-__device__ __forceinline__ int length_of(const Segment<scalar_t>& segment) {
-  return Scan::kFast ? Block<scalar_t>::kLength : segment.tokens;
-}
-
-template <typename acc_t>
-struct KeyRange {
-  acc_t largest, smallest;
-};
-
-// NaN is passed over here; it shows in every sum.
+// The sums that leave a tile towards either end. The segments' sums are relative to `scale` where they are `fast`.
 template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
-__device__ __forceinline__ KeyRange<acc_t> key_range(const Segment<scalar_t>& segment) {
-  acc_t largest = kEmpty, smallest = -kEmpty;
-#pragma unroll
-  for (int i = 0; i < Block<scalar_t>::kLength; ++i) {
-    const acc_t key = segment.key(i);
-    largest = fmax(largest, key);
-    if (i < segment.tokens) smallest = fmin(smallest, key);
-  }
-  return {largest, smallest};
-}
-
-// Whether FastScan holds relative to e^reference. An empty segment, which the last tile may have, has nothing to scan;
-// in double both scans would not fit into the registers.
-template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
-__device__ __forceinline__ bool is_fast(const Segment<scalar_t>& segment, acc_t reference, acc_t smallest_key,
-                                        const Channel<acc_t>& channel) {
-  if constexpr (std::is_same_v<acc_t, double>) return false;
-  const acc_t decay = fabs(channel.w) * Block<scalar_t>::kLength;
-  return segment.tokens > 0 && reference - smallest_key + decay + fabs(channel.u) < kFastRange;
-}
-
-// The sums of the segment's own tokens that leave it towards either end.
-template <typename Scan, typename scalar_t>
-__device__ __forceinline__ void sum_tokens(const Scan& scan, const Segment<scalar_t>& segment,
-                                           const BlockSums<scalar_t>& sums) {
-  const int length = length_of<Scan>(segment);
-  typename Scan::Sum prefix = scan.zero(), suffix = scan.zero();
-#pragma unroll(kUnroll<Scan, scalar_t>)
-  for (int i = 0; i < length; ++i) prefix = scan.advanced(prefix, scan.token(segment.key(i), segment.value(i)));
-  forget_loads();
-#pragma unroll(kUnroll<Scan, scalar_t>)
-  for (int i = length - 1; i >= 0; --i) suffix = scan.advanced(suffix, scan.token(segment.key(i), segment.value(i)));
-  sums.write(segment.index, scan.leave(prefix), scan.leave(suffix));
-}
-
-// The sums of the block's segments, each by the scan that holds for it.
-template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
-__device__ __forceinline__ void sum_segments(const Segment<scalar_t>& segment, const Channel<acc_t>& channel,
-                                             const KeyRange<acc_t>& range, const BlockSums<scalar_t>& sums) {
-  if (is_fast(segment, range.largest, range.smallest, channel)) {
-    sum_tokens(FastScan<acc_t>(channel, range.largest), segment, sums);
+__device__ __forceinline__ void store_tile_sums(const Memory<scalar_t>& memory, const BlockSums<scalar_t>& sums,
+                                                const Segment<scalar_t>& segment, Global<ScaledSum<acc_t>> leaving,
+                                                const Tiling& tiling, const Tile& tile, bool fast, acc_t scale,
+                                                acc_t w) {
+  if (segment.index != 0 || !segment.exists(tile)) return;
+  ScaledSum<acc_t> to_end, to_start;
+  if (fast) {
+    const acc_t power = memory.powers[Block<scalar_t>::kLength];
+    const Sum<acc_t> none{0, 0}, end = sums.before(tiling.segments, none, power), start = sums.after(-1, none, power);
+    to_end = {end.num, end.den, scale, 0};
+    to_start = {start.num, start.den, scale, 0};
   } else {
-    sum_tokens(SafeScan<acc_t>(channel), segment, sums);
+    to_end = sums.before(tiling.segments, nothing<acc_t>(), w);
+    to_start = sums.after(-1, nothing<acc_t>(), w);
   }
-}
-
-// ---- Tiles ----
-
-template <typename scalar_t>
-struct Inputs {
-  using acc_t = accumulate_t<scalar_t>;
-  Global<const acc_t> w, u;
-  Global<const scalar_t> k, v, grad;  // grad only in the backward pass
-};
-
-// Keys and values of a tile into shared memory.
-template <typename scalar_t>
-__device__ __forceinline__ void load_tokens(const Inputs<scalar_t>& in, const Tiling& tiling,
-                                            const Tile<scalar_t>& tile) {
-  load_tile<scalar_t>(in.k, shared_at<scalar_t>(0), tiling, tile, -INFINITY);
-  load_tile<scalar_t>(in.v, shared_at<scalar_t>(Block<scalar_t>::tensor_bytes(tiling.segments)), tiling, tile, 0);
-}
-
-template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
-__device__ __forceinline__ Channel<acc_t> load_channel(const Inputs<scalar_t>& in, const Tile<scalar_t>& tile,
-                                                       int channel) {
-  if (channel >= tile.channels) return {0, 0};
-  return {in.w[tile.first_channel + channel], in.u[tile.first_channel + channel]};
-}
-
-// Where sums of a tile lie in a workspace (2, B, tiles, C): those towards the end first.
-template <typename scalar_t>
-__device__ __forceinline__ int64_t sums_index(const Tiling& tiling, const Tile<scalar_t>& tile, int channel,
-                                              int direction) {
-  return ((direction * tiling.batch + tile.image) * tiling.tiles + tile.index) * tiling.channels + tile.first_channel +
-         channel;
-}
-
-template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
-__device__ __forceinline__ void store_tile_sums(const BlockSums<scalar_t>& sums, const Segment<scalar_t>& segment,
-                                                Global<ScaledSum<acc_t>> leaving, const Tiling& tiling,
-                                                const Tile<scalar_t>& tile, acc_t w) {
-  if (segment.index != 0 || segment.channel >= tile.channels) return;
-  leaving[sums_index(tiling, tile, segment.channel, 0)] = sums.before(tiling.segments, nothing<acc_t>(), w);
-  leaving[sums_index(tiling, tile, segment.channel, 1)] = sums.after(-1, nothing<acc_t>(), w);
-}
-
-// What enters the tile, where there are several.
-template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
-__device__ __forceinline__ ScaledSum<acc_t> load_entering(Global<const ScaledSum<acc_t>> entering, const Tiling& tiling,
-                                                          const Tile<scalar_t>& tile, int channel, int direction) {
-  if (tiling.tiles == 1 || channel >= tile.channels) return nothing<acc_t>();
-  return entering[sums_index(tiling, tile, channel, direction)];
-}
-
-// What enters a segment from before and from after it.
-template <typename acc_t>
-struct Around {
-  ScaledSum<acc_t> before, after;
-};
-
-template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
-__device__ __forceinline__ Around<acc_t> around(const Segment<scalar_t>& segment, const BlockSums<scalar_t>& sums,
-                                                Global<const ScaledSum<acc_t>> entering, const Tiling& tiling,
-                                                const Tile<scalar_t>& tile, acc_t w) {
-  return {sums.before(segment.index, load_entering<scalar_t>(entering, tiling, tile, segment.channel, 0), w),
-          sums.after(segment.index, load_entering<scalar_t>(entering, tiling, tile, segment.channel, 1), w)};
+  leaving[sums_index(tiling, tile, segment.channel, 0)] = to_end;
+  leaving[sums_index(tiling, tile, segment.channel, 1)] = to_start;
 }
 
 // The sums of each tile, where there are several.
 template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
 __global__ void __launch_bounds__(Block<scalar_t>::kMaxThreads, Block<scalar_t>::kForwardBlocks)
     sum_tiles_kernel(Inputs<scalar_t> in, Global<ScaledSum<acc_t>> leaving, Tiling tiling) {
-  for (int64_t task = blockIdx.x; task < tiling.tasks(); task += gridDim.x) {
-    const Tile<scalar_t> tile(tiling, task);
-    const Segment<scalar_t> segment(tiling, tile);
-    const BlockSums<scalar_t> sums(tiling, 2, segment);
-    load_tokens(in, tiling, tile);
-    const Channel<acc_t> channel = load_channel(in, tile, segment.channel);
+  each_tile<scalar_t, false>(tiling, [&](const Tile& tile) {
+    const Segment<scalar_t> segment(tile);
+    const Memory<scalar_t> memory(tiling, segment);
+    const Channel<acc_t> channel = load_channel(in, tile, segment);
+    const bool fast = is_fast<scalar_t>(tiling, channel);
+    const Loaded<scalar_t, false> loaded(in, Tokens<scalar_t>(tiling, tile, segment, fast));
+    write_maximum_and_powers(memory, segment, loaded, channel);
     __syncthreads();
-    sum_segments(segment, channel, key_range(segment), sums);
+    FastSegment<scalar_t> tokens{};
+    if (fast) {
+      weigh(loaded, memory, acc_t(kEmpty), tokens);
+      tokens.sum_tokens(memory.tokens, segment.index);
+    } else {
+      SafeSegment<scalar_t>(in, tiling, tile, segment, channel).sum_tokens(memory.tokens);
+    }
     __syncthreads();
-    store_tile_sums(sums, segment, leaving, tiling, tile, channel.w);
-    __syncthreads();  // before the next task overwrites shared memory
-  }
+    store_tile_sums(memory, memory.tokens, segment, leaving, tiling, tile, fast, tokens.reference, channel.w);
+    __syncthreads();  // before the next tile overwrites shared memory
+  });
 }
 
 constexpr int kMergeThreads = 128;
@@ -202,7 +103,7 @@ Tensor entering_sums(const Context& context, const Tiling& tiling, const Inputs<
   if (tiling.tiles == 1) return torch::stable::new_empty(w, {0});
   Tensor sums = empty_sums(tiling, w);
   launch(context, sum_tiles_kernel<scalar_t>, tiling.tasks(), dim3(tiling.segments * B::kChannels),
-         B::shared_bytes(tiling.segments, 2), in, global<ScaledSum<acc_t>>(sums), tiling);
+         B::shared_bytes(tiling.segments, 1), in, global<ScaledSum<acc_t>>(sums), tiling);
   merge_tiles<scalar_t>(context, tiling, w, sums);
   return sums;
 }

@@ -53,9 +53,15 @@ __device__ __forceinline__ V& vector_at(T* position) {
   return *reinterpret_cast<V*>(position);
 }
 
-// Makes the compiler load again what it has loaded: values kept from one pass over a segment to the next cost
-// registers.
-__device__ __forceinline__ void forget_loads() { asm volatile("" ::: "memory"); }
+// Element `times * stride` from `position` on. The product is opaque to the compiler: the address of each element is
+// one multiplication and addition, and none is computed before the loop around it, from where it would hold registers.
+template <typename T>
+__device__ __forceinline__ T& strided(T* position, int stride, int times) {
+  int64_t bytes;
+  asm volatile("mul.wide.s32 %0, %1, %2;" : "=l"(bytes) : "r"(stride), "r"(times * static_cast<int>(sizeof(T))));
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return *reinterpret_cast<T*>(reinterpret_cast<Byte*>(position) + bytes);
+}
 
 // 2^x with a relative error below 2^-22 and 1 / x with one below 2^-23, by one instruction each: subnormal numbers
 // count as zero.
@@ -113,7 +119,7 @@ class Context {
   }
 
   template <typename... Parameters, typename... Arguments>
-  void run(void (*kernel)(Parameters...), unsigned int blocks, dim3 threads, size_t shared_bytes,
+  void run(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes,
            const Arguments&... arguments) const {
     // clang-format off
     kernel<<<blocks, threads, shared_bytes, stream_>>>(arguments...);
@@ -169,12 +175,23 @@ __device__ __forceinline__ double exponential(double x) {
 __device__ __forceinline__ float reciprocal(float x) { return reciprocal_approximate(x); }
 __device__ __forceinline__ double reciprocal(double x) { return 1.0 / x; }
 
-// Launches a kernel that strides over `tasks` with its blocks, so that no number of tasks exceeds a grid.
+// Numbers of tasks in up to three directions.
+struct Tasks {
+  int64_t x, y, z;
+
+  Tasks(int64_t x, int64_t y = 1, int64_t z = 1) : x(x), y(y), z(z) {}
+};
+
+// Launches a kernel that strides over its tasks with its blocks, so that no number of tasks exceeds a grid.
 template <typename... Parameters, typename... Arguments>
-void launch(const Context& context, void (*kernel)(Parameters...), int64_t tasks, dim3 threads, size_t shared_bytes,
-            const Arguments&... arguments) {
-  if (tasks == 0) return;
-  context.run(kernel, static_cast<unsigned int>(std::min(tasks, kMaxBlocks)), threads, shared_bytes, arguments...);
+void launch(const Context& context, void (*kernel)(Parameters...), const Tasks& tasks, dim3 threads,
+            size_t shared_bytes, const Arguments&... arguments) {
+  if (tasks.x == 0 || tasks.y == 0 || tasks.z == 0) return;
+  const auto blocks = [](int64_t number, int64_t limit) {
+    return static_cast<unsigned int>(std::min({number, limit, kMaxBlocks}));
+  };
+  context.run(kernel, dim3(blocks(tasks.x, kMaxBlocks), blocks(tasks.y, 65535), blocks(tasks.z, 65535)), threads,
+              shared_bytes, arguments...);
 }
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
