@@ -57,6 +57,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
     """A checkpoint as of tools/train.py."""
+    torch.manual_seed(0)
     model = timm.create_model("test_vrwkv", **ARGS)
     stir(model)
     content = {"arch": "test_vrwkv", "model_args": ARGS, "class_names": list(CLASSES), "data_config": DATA}
@@ -79,6 +80,7 @@ def onnx_file(tmp_path_factory: pytest.TempPathFactory, classifier: Classifier) 
 
 @pytest.fixture(scope="session")
 def second_family() -> nn.Module:
+    torch.manual_seed(0)
     model = timm.create_model("test_vrwkv6", **ARGS).eval()
     stir(model)
     return model
@@ -92,9 +94,9 @@ def second_onnx_file(tmp_path_factory: pytest.TempPathFactory, second_family: nn
 
 
 @pytest.fixture(scope="session")
-def torch_file(tmp_path_factory: pytest.TempPathFactory, second_family: nn.Module) -> Path:
-    path = tmp_path_factory.mktemp("torch") / "second.pt2"
-    to_torch(second_family, path)
+def torch_file(tmp_path_factory: pytest.TempPathFactory, classifier: Classifier) -> Path:
+    path = tmp_path_factory.mktemp("torch") / "classifier.pt2"
+    to_torch(classifier, path)
     return path
 
 

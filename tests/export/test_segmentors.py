@@ -26,6 +26,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
     from vrwkv.segmentation.config import load_config
 
+    torch.manual_seed(0)
     model = init_model(load_config(CONFIG), device="cpu")
     stir(model)
     path = tmp_path_factory.mktemp("checkpoint") / "segmentor.pth"
