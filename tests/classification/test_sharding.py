@@ -135,8 +135,9 @@ def test_resumed_run(shares, make_config, folder):
 
 
 def test_signal_during_the_evaluation(make_config):
-    """Waits for its end: to save, all processes must be at the same place."""
-    config = make_config("signalled", "fsdp=true", "epochs=2", "data.batch_size=8")
+    """Waits for its end: to save, all processes must be at the same place. The model has buffers, which are whole."""
+    network = ["model.name=test_resnet", "model.args={}", "model.grad_checkpointing=0"]
+    config = make_config("signalled", "fsdp=true", "epochs=2", "data.batch_size=8", *network)
 
     def signalled():
         evaluate = ClassificationTask.evaluate
