@@ -4,6 +4,7 @@ import csv
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,7 +12,7 @@ from support.ranks import run_ranks
 from support.training import square
 from timm.data import ImageNetInfo
 
-from vrwkv.classification.reports import Reporter, Reports, read_class_map
+from vrwkv.classification.reports import Reporter, Reports, draw_confusion, read_class_map
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import World, join_world
 
@@ -71,6 +72,21 @@ def test_real_labels(ranks, tmp_path):
 
     for result in run_ranks(call, ranks):  # i % 7 is 0 for 0 and 7; 5 and 6 for 5 and 6
         assert result == pytest.approx({"real_top1": 100 * 2 / 10, "real_top5": 100 * 8 / 10})
+
+
+def test_what_the_picture_of_confusions_shows(monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *args, **kwargs: drawn.append(figure))
+    classes, answers = np.array([0, 0, 0, 0, 2, 2, 5]), np.array([0, 2, 2, 5, 2, 0, 6])
+    draw_confusion(None, answers, classes, NAMES)
+    matrix, bars = drawn[0].axes[:2]
+    expected = [[25, 50, 25, 0], [50, 50, 0, 0], [0, 0, 0, 100], [0, 0, 0, 0]]  # true classes 0, 2, 5 and 6
+    assert matrix.images[0].get_array().tolist() == expected
+    assert matrix.get_title().startswith("7 pictures, 4 classes: 28.57 % right")
+    assert [label.get_text() for label in matrix.get_yticklabels()] == ["name0", "name2", "name5", "name6"]
+    assert [bar.get_width() for bar in bars.patches] == [2, 1, 1, 1]
+    labels = [label.get_text() for label in bars.get_yticklabels()]
+    assert labels[0] == "name0 taken for name2" and "name5 taken for name6" in labels
 
 
 def test_real_labels_that_do_not_fit(tmp_path):

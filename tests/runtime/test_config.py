@@ -178,8 +178,8 @@ def test_configs_cannot_be_changed():
 def test_base(tmp_path):
     """Keys of a file go before those of its base, section by section; settings go before both."""
     (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "base.yaml").write_text("{a: 1, inner: {b: 2, c: 3}, l: [1, 2]}")
-    (tmp_path / "x.yaml").write_text("{base: folder/base.yaml, inner: {c: 4, d: 6}, l: [3]}")
+    (tmp_path / "folder" / "base.yaml").write_text("{a: {x: 1}, inner: {b: 2, c: 3}, l: 1}")
+    (tmp_path / "x.yaml").write_text("{base: folder/base.yaml, a: 1, inner: {c: 4, d: 6}, l: {y: 3}}")
 
     class Inner(Section):
         b: int
@@ -189,12 +189,12 @@ def test_base(tmp_path):
     class Outer(Section):
         a: int
         inner: Inner
-        l: list[int]  # noqa: E741
+        l: dict[str, int]  # noqa: E741
 
     assert load_config(Outer, tmp_path / "x.yaml", ["inner.d=5"]).model_dump() == {
         "a": 1,
         "inner": {"b": 2, "c": 4, "d": 5},
-        "l": [3],
+        "l": {"y": 3},
     }
 
 
