@@ -1,4 +1,4 @@
-"""Times Bi-WKV and the mixes beside torch.exp, a copy and attention.
+"""Times Bi-WKV, WKV6 and the mixes beside torch.exp, a copy and attention.
 
 python benchmarks/run_ops.py [--short] [--device cpu|cuda] [--threads 2]
 
@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from measure import RESULTS, interleaved_medians, keep_freed_memory, machine, write_rows
 
-from vrwkv.ops import _extension, bi_wkv, q_shift_mix, sigmoid_gate, squared_relu
+from vrwkv.ops import _extension, bi_wkv, q_shift_mix, sigmoid_gate, squared_relu, wkv6
 from vrwkv.ops._bi_wkv import reference
+from vrwkv.ops._wkv6 import reference as wkv6_reference
 
 SHAPES = [  # (B, T, C), dtype; the first four are the short set
     ((8, 196, 192), torch.float32),
@@ -29,6 +30,8 @@ SHAPES = [  # (B, T, C), dtype; the first four are the short set
     ((1, 16384, 192), torch.bfloat16),
 ]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
+WKV6_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3}  # of the largest output
+HEAD = 64  # channels, of attention and WKV6
 ATTENTION_UP_TO = 4096  # tokens: beyond, one call takes seconds
 
 
@@ -57,6 +60,30 @@ def check(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> None:
         raise SystemExit(f"bi_wkv is wrong at {shape} {dtype}: error {error:.3g} > {TOLERANCE[dtype]:.3g}")
 
 
+def wkv6_inputs(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> list[torch.Tensor]:
+    """r, k, v, w and u, the decays from near 1 to near 0."""
+    _, _, k, v, r = inputs(shape, dtype, device)
+    r, k, v = (each.unflatten(-1, (-1, HEAD)) for each in (r, k, v))
+    w = torch.empty(r.shape).uniform_(-8, 4)
+    return [r, k, v, w.to(device, dtype), torch.randn(r.shape[2:], device=device)]
+
+
+def check_wkv6(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> None:
+    """Raise if WKV6 is wrong in the first head; above 4096 tokens the first one is held against its sum."""
+    y, inputs = wkv6(*(given := wkv6_inputs(shape, dtype, device)))[:1, :, :1].double(), [x.double() for x in given]
+    r, k, v, w = (x[:1, :, :1] for x in inputs[:4])
+    if shape[1] <= 4096:
+        wanted = wkv6_reference.wkv6(r, k, v, w, inputs[4][:1])
+    else:
+        y, own = y[:, :1], inputs[4][:1] * k[:, :1]
+        decays = (w[:, 1:].exp() - w[:, 1:].exp().cumsum(1)).exp()  # of the tokens in between
+        weights = (r[:, :1] * torch.cat([own, decays * k[:, 1:]], 1)).sum(-1, keepdim=True)
+        wanted = (weights * v).sum(1, keepdim=True)
+    error = ((y - wanted).abs().max() / wanted.abs().max()).item()
+    if not error <= WKV6_TOLERANCE[dtype]:
+        raise SystemExit(f"wkv6 is wrong at {shape} {dtype}: error {error:.3g} > {WKV6_TOLERANCE[dtype]:.3g}")
+
+
 def functions(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> dict[str, Callable[[], Any]]:
     w, u, k, v, grad = inputs(shape, dtype, device)
     _, tokens, channels = shape
@@ -77,8 +104,12 @@ def functions(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> d
         result["q_shift_mix backward"] = lambda: torch.ops.vrwkv._q_shift_mix_backward(
             [grad] * 3, k, mixes, *grid, 1, 0.25, 1
         )
-    if tokens <= ATTENTION_UP_TO and channels % 64 == 0:
-        heads = k.unflatten(-1, (-1, 64)).transpose(1, 2)
+    scan = wkv6_inputs(shape, dtype, device)
+    result["wkv6"] = lambda: wkv6(*scan)
+    if _extension.is_native(k):
+        result["wkv6 backward"] = lambda: torch.ops.vrwkv._wkv6_backward(grad.view_as(scan[0]), *scan)
+    if tokens <= ATTENTION_UP_TO:
+        heads = k.unflatten(-1, (-1, HEAD)).transpose(1, 2)
         result["attention"] = lambda: F.scaled_dot_product_attention(heads, heads, heads)
     return result
 
@@ -96,6 +127,7 @@ def main() -> None:
     rows = []
     for shape, dtype in SHAPES[:4] if args.short else SHAPES:
         check(shape, dtype, args.device)
+        check_wkv6(shape, dtype, args.device)
         times = interleaved_medians(functions(shape, dtype, args.device), args.device, 0.5 if args.short else 8.0)
         dtype_name = str(dtype).removeprefix("torch.")
         size = torch.Size(shape).numel() * dtype.itemsize
