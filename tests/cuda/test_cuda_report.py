@@ -22,7 +22,7 @@ def kernels(tool):
 
 def test_every_kernel_is_reported_for_every_architecture(tool, kernels):
     names = {kernel.name for kernel in kernels}
-    assert {"forward_kernel<half>", "mix_backward_kernel<bfloat16,4>", "gradients_kernel<double>"} <= names
+    assert {"forward_kernel<half>", "mix_backward_kernel<bfloat16,4,3>", "gradients_kernel<double>"} <= names
     assert len(kernels) == 2 * len(names)
     assert all(name in tool.table(kernels) for name in names)
 

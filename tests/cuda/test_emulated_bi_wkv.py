@@ -5,7 +5,7 @@ import torch
 from support.bi_wkv_cases import NAMES, REGIMES, make_case
 from support.tolerances import BACKWARD, FORWARD, assert_close
 
-from vrwkv.ops._bi_wkv import reference
+from vrwkv.ops._bi_wkv import reference, torch_impl
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 # Every T, C and B of the issue; 209 and 257 tokens take two tiles of unequal length, 1024 several.
@@ -64,6 +64,20 @@ def test_bits_do_not_depend_on_blocks_or_order(emulated, case, dtype):
         emulated.configure()
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
+
+
+def test_more_tiles_than_a_block_scans(emulated):
+    tokens = 257 * 128 + 5  # in double a tile has 128
+    generator = torch.Generator().manual_seed(0)
+    w, u = torch.tensor([3.0, -0.5], dtype=torch.float64) / 128, torch.zeros(2, dtype=torch.float64)
+    k, v, grad = (torch.randn(1, tokens, 2, generator=generator, dtype=torch.float64) for _ in range(3))
+    inputs = [x.requires_grad_() for x in (w, u, k, v)]
+    wanted = torch_impl.bi_wkv(*inputs)
+    wanted_gradients = torch.autograd.grad(wanted, inputs, grad)
+    inputs = [x.detach() for x in inputs]
+    assert_close(emulated.bi_wkv(*inputs), wanted.detach(), BACKWARD, torch.float64)
+    for actual, expected in zip(emulated._bi_wkv_backward(grad, *inputs), wanted_gradients, strict=True):
+        assert_close(actual, expected, {torch.float64: 1e-9}, torch.float64)
 
 
 def test_layouts_that_are_not_contiguous_or_not_aligned(emulated):

@@ -99,6 +99,9 @@ FAULTS = {
         "    if (fast) {\n      gradients.find_ab", "shared"),
     "dropped_barrier_before_the_shares": (
         BI_WKV, BI_WKV_BACKWARD, "    __syncthreads();\n    memory.tokens.write", "    memory.tokens.write", "race"),
+    "dropped_barrier_of_the_scan": (
+        BI_WKV, "_bi_wkv/bi_wkv_sums.cuh", "      __syncthreads();\n    }\n    ScaledSum<acc_t> entering",
+        "    }\n    ScaledSum<acc_t> entering", "shared"),
     "segment_ends_one_step_early": (
         BI_WKV, BI_WKV_FAST, "power = memory.powers[Block<scalar_t>::kLength];",
         "power = memory.powers[Block<scalar_t>::kLength - 1];", ""),
@@ -161,7 +164,7 @@ def broken(tmp_path_factory) -> dict[str, Emulated]:
 
 
 def run_bi_wkv(ops: Emulated) -> None:
-    for case in (make_case(3, 49, 33), make_case(1, 40, 17, "decay")):
+    for case in (make_case(3, 49, 33), make_case(1, 40, 17, "decay"), make_case(1, 700, 3)):
         grad, *inputs = case.to(torch.float32)
         assert_close(ops.bi_wkv(*inputs), case.y, FORWARD, torch.float32, scale=case.scales[0])
         gradients = ops._bi_wkv_backward(grad, *inputs)

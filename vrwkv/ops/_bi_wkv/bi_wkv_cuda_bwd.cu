@@ -43,13 +43,13 @@ struct Task {
     if (fast) {
       weigh(loaded, memory, largest_entering(entering, tiling, tile, segment, channel.w), tokens);
       tokens.sum_tokens(memory.tokens, segment.index);
-    } else {
+    } else {  // count: 0
       SafeSegment<scalar_t>(in, tiling, tile, segment, channel).sum_tokens(memory.tokens);
     }
     __syncthreads();
     if (fast) {
       gradients.find_ab(tokens, loaded, memory, into_segment(memory.tokens, entering, tokens.reference), segment.index);
-    } else {
+    } else {  // count: 0
       const SafeSegment<scalar_t> safe(in, tiling, tile, segment, channel);
       safe_gradients.find_ab(safe, safe.around(memory.tokens, load_entering(entering, tiling, tile, segment)),
                              memory.ab);
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(Block<scalar_t>::kMaxThreads, Block<scalar_t>:
       const Around<Sum<acc_t>> ab = task.into_segment(memory.ab, entering_ab, -task.tokens.reference);
       task.gradients.write_gradients(task.tokens, ab, task.places(), grad_k, grad_v);
       shares = task.gradients.shares(task.tokens, ab);
-    } else {
+    } else {  // count: 0
       const SafeSegment<scalar_t> safe(in, tiling, tile, segment, task.channel);
       shares = safe_gradients.write_gradients(
           safe, safe.around(memory.tokens, load_entering(entering, tiling, tile, segment)),
@@ -104,9 +104,12 @@ __global__ void __launch_bounds__(Block<scalar_t>::kMaxThreads, Block<scalar_t>:
     __syncthreads();
     memory.tokens.write(segment.index, shares, shares);
     __syncthreads();
-    if (segment.index == 0 && segment.exists(tile)) {
+    if (segment.index == 0 && segment.exists(tile)) {  // count: 2 / segments
       Sum<acc_t> total{0, 0};
-      for (int other = 0; other < tiling.segments; ++other) total = total.plus(memory.tokens.read(other, 0));
+#pragma unroll 4
+      for (int other = 0; other < tiling.segments; ++other) {  // count: segments, unrolled 4
+        total = total.plus(memory.tokens.read(other, 0));
+      }
       partials[sums_index(tiling, tile, segment.channel, 0)] = total.num;
       partials[sums_index(tiling, tile, segment.channel, 1)] = total.den;
     }
@@ -133,7 +136,7 @@ void backward(const Tensor& grad, const Tensor& w, const Tensor& u, const Tensor
     entering_ab = empty_sums(tiling, w);
     launch(context, sum_ab_kernel<scalar_t>, tiling.tasks(), threads, shared_bytes, in,
            global<const ScaledSum<acc_t>>(entering), global<ScaledSum<acc_t>>(entering_ab), tiling);
-    merge_tiles<scalar_t>(context, tiling, w, entering_ab);
+    scan_tiles<scalar_t>(context, tiling, w, entering_ab);
   }
   const Tensor partials = torch::stable::new_empty(w, {2, tiling.batch * tiling.tiles, channels});
   launch(context, backward_kernel<scalar_t>, tiling.tasks(), threads, shared_bytes, in,

@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(Block<scalar_t>::kMaxThreads, Block<scalar_t>:
     if (fast) {
       weigh(loaded, memory, largest_entering(entering, tiling, tile, segment, channel.w), tokens);
       tokens.sum_tokens_around(memory.tokens, segment.index);
-    } else {
+    } else {  // count: 0
       SafeSegment<scalar_t>(in, tiling, tile, segment, channel).sum_tokens(memory.tokens);
     }
     __syncthreads();
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(Block<scalar_t>::kMaxThreads, Block<scalar_t>:
       tokens.add_entering(memory,
                           find_entering(in, memory.tokens, memory, entering, tiling, tile, segment, tokens.reference));
       tokens.write_outputs(Tokens<scalar_t>(tiling, tile, segment, fast), y);
-    } else {
+    } else {  // count: 0
       const SafeSegment<scalar_t> safe(in, tiling, tile, segment, load_channel(in, tile, segment));
       safe.write_outputs(safe.around(memory.tokens, load_entering(entering, tiling, tile, segment)), y);
     }

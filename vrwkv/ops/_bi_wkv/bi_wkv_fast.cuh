@@ -12,11 +12,11 @@
 namespace vrwkv {
 namespace {
 
-// Whether the sums of the block's tile are relative to one reference. In double there is no such way, and the step from
-// token to token has 32 bits here.
+// Whether the sums of the block's tile are relative to one reference. In double there is no such way, and offsets
+// within a tile have 32 bits here.
 template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
 __device__ __forceinline__ bool is_fast(const Tiling& tiling, const Channel<acc_t>& channel) {
-  constexpr int64_t kMaxStride = 1 << 30;
+  constexpr int64_t kMaxStride = 1 << 22;
   return !std::is_same_v<acc_t, double> && tiling.channels <= kMaxStride &&
          channel.is_gentle(tiling.segments * Block<scalar_t>::kLength);
 }
@@ -50,7 +50,7 @@ class Tokens {
     if (tokens_ == kLength) {
 #pragma unroll
       for (int i = 0; i < kLength; ++i) function(i);
-    } else {
+    } else {  // count: 0
 #pragma unroll
       for (int i = 0; i < kLength; ++i) {
         if (i < tokens_) function(i);
@@ -151,8 +151,10 @@ __device__ __forceinline__ void write_maximum_and_powers(const Memory<scalar_t>&
   acc_t largest = kEmpty;  // NaN is passed over here; it shows in every sum
 #pragma unroll
   for (int i = 0; i < B::kLength; ++i) largest = fmax(largest, static_cast<acc_t>(loaded.key[i]));
-  for (int i = segment.index; i < kMaxSegments; i += memory.tokens.segments) memory.maxima[i] = largest;
-  for (int i = segment.index; i < B::kPowers; i += memory.tokens.segments) {
+  for (int i = segment.index; i < kMaxSegments; i += memory.tokens.segments) {  // count: 16 / segments
+    memory.maxima[i] = largest;
+  }
+  for (int i = segment.index; i < B::kPowers; i += memory.tokens.segments) {  // count: 18 / segments
     memory.powers[i] = exp(i == B::kBonus ? channel.u : -channel.w * i);
   }
 }
@@ -179,9 +181,12 @@ __device__ __forceinline__ void weigh(const Loaded<scalar_t, kGradients>& loaded
 template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
 __device__ __forceinline__ acc_t largest_entering(Global<const ScaledSum<acc_t>> entering, const Tiling& tiling,
                                                   const Tile& tile, const Segment<scalar_t>& segment, acc_t w) {
-  if (tiling.tiles == 1) return kEmpty;
-  const Around<ScaledSum<acc_t>> sums = load_entering(entering, tiling, tile, segment);
-  return fmax(sums.before.key - sums.before.gap * w, sums.after.key - sums.after.gap * w);
+  acc_t largest = kEmpty;
+  if (tiling.tiles > 1) {  // count: tiles > 1
+    const Around<ScaledSum<acc_t>> sums = load_entering(entering, tiling, tile, segment);
+    largest = fmax(sums.before.key - sums.before.gap * w, sums.after.key - sums.after.gap * w);
+  }
+  return largest;
 }
 
 // What enters the segment, relative to e^scale as the sums of the block's segments are. The sums of tiles and w are
@@ -193,7 +198,7 @@ __device__ __forceinline__ Around<Sum<acc_t>> find_entering(const Inputs<scalar_
                                                             const Tiling& tiling, const Tile& tile,
                                                             const Segment<scalar_t>& segment, acc_t scale) {
   Around<Sum<acc_t>> into_tile{{0, 0}, {0, 0}};
-  if (tiling.tiles > 1) {
+  if (tiling.tiles > 1) {  // count: tiles > 1
     const Around<ScaledSum<acc_t>> scaled = load_entering(entering, tiling, tile, segment);
     const acc_t w = load_channel(in, tile, segment).w;
     into_tile = {relative_to(scale, scaled.before, w), relative_to(scale, scaled.after, w)};

@@ -13,19 +13,20 @@ __device__ __forceinline__ void store_tile_sums(const Memory<scalar_t>& memory, 
                                                 const Segment<scalar_t>& segment, Global<ScaledSum<acc_t>> leaving,
                                                 const Tiling& tiling, const Tile& tile, bool fast, acc_t scale,
                                                 acc_t w) {
-  if (segment.index != 0 || !segment.exists(tile)) return;
-  ScaledSum<acc_t> to_end, to_start;
-  if (fast) {
-    const acc_t power = memory.powers[Block<scalar_t>::kLength];
-    const Sum<acc_t> none{0, 0}, end = sums.before(tiling.segments, none, power), start = sums.after(-1, none, power);
-    to_end = {end.num, end.den, scale, 0};
-    to_start = {start.num, start.den, scale, 0};
-  } else {
-    to_end = sums.before(tiling.segments, nothing<acc_t>(), w);
-    to_start = sums.after(-1, nothing<acc_t>(), w);
+  if (segment.index == 0 && segment.exists(tile)) {  // count: 2 / segments
+    ScaledSum<acc_t> to_end, to_start;
+    if (fast) {
+      const acc_t power = memory.powers[Block<scalar_t>::kLength];
+      const Sum<acc_t> none{0, 0}, end = sums.before(tiling.segments, none, power), start = sums.after(-1, none, power);
+      to_end = {end.num, end.den, scale, 0};
+      to_start = {start.num, start.den, scale, 0};
+    } else {  // count: 0
+      to_end = sums.before(tiling.segments, nothing<acc_t>(), w);
+      to_start = sums.after(-1, nothing<acc_t>(), w);
+    }
+    leaving[sums_index(tiling, tile, segment.channel, 0)] = to_end;
+    leaving[sums_index(tiling, tile, segment.channel, 1)] = to_start;
   }
-  leaving[sums_index(tiling, tile, segment.channel, 0)] = to_end;
-  leaving[sums_index(tiling, tile, segment.channel, 1)] = to_start;
 }
 
 // The sums of each tile, where there are several.
@@ -44,7 +45,7 @@ __global__ void __launch_bounds__(Block<scalar_t>::kMaxThreads, Block<scalar_t>:
     if (fast) {
       weigh(loaded, memory, acc_t(kEmpty), tokens);
       tokens.sum_tokens(memory.tokens, segment.index);
-    } else {
+    } else {  // count: 0
       SafeSegment<scalar_t>(in, tiling, tile, segment, channel).sum_tokens(memory.tokens);
     }
     __syncthreads();
@@ -53,28 +54,92 @@ __global__ void __launch_bounds__(Block<scalar_t>::kMaxThreads, Block<scalar_t>:
   });
 }
 
-constexpr int kMergeThreads = 128;
+// ---- From the sums that leave tiles to those that enter them ----
 
-// Replaces the sums that leave each tile by those that enter it: an exclusive scan over the tiles, one thread a channel
-// and direction.
-template <typename acc_t>
-__global__ void __launch_bounds__(kMergeThreads)
-    merge_tiles_kernel(Global<const acc_t> w, Global<ScaledSum<acc_t>> sums, int64_t batch, int64_t tiles,
-                       int64_t channels, int tokens) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < 2 * batch * channels; i += stride) {
-    const int64_t channel = i % channels, image = i / channels % batch, backwards = i / channels / batch;
-    const acc_t decay = w[channel];
-    ScaledSum<acc_t> entering = nothing<acc_t>();
-    for (int64_t step = 0; step < tiles; ++step) {
-      const int64_t tile = backwards ? tiles - 1 - step : step;
-      const int64_t index = ((backwards * batch + image) * tiles + tile) * channels + channel;
-      const ScaledSum<acc_t> leaving = sums[index];
-      sums[index] = entering;
-      entering.gap += tokens;
-      entering = merge(entering, leaving, decay);
+constexpr int kScanThreads = 512;
+constexpr int kMaxScanned = 256;  // tiles that one block scans: a chunk
+
+// The scan of a workspace of sums (2, B, tiles, C), those towards the end first. `steps` is the number of tokens of a
+// tile. A block has `width` channels and `length` tiles, a power of two.
+struct TileScan {
+  int64_t rows, channels;  // rows = 2 B
+  int tiles, chunks, length, width;
+  int64_t steps;
+
+  Tasks tasks() const { return {divide_up(channels, width), chunks, rows}; }
+};
+
+// Where a thread's sum lies in the workspaces of tiles and of chunks, -1 where it does not exist, and its position in
+// the chunk, in the direction of the sum.
+struct ChunkPlace {
+  int64_t tile, chunk;
+  int lane;
+};
+
+// Calls function(place, w) for the thread's sum in each of the block's chunks; all threads take part.
+template <typename acc_t, typename Function>
+__device__ __forceinline__ void each_chunk(const TileScan& scan, Global<const acc_t> w, const Function& function) {
+  const int column = threadIdx.x % scan.width, lane = threadIdx.x / scan.width;
+  for (int64_t row = blockIdx.z; row < scan.rows; row += gridDim.z) {
+    const bool backwards = 2 * row >= scan.rows;
+    for (int chunk = blockIdx.y; chunk < scan.chunks; chunk += gridDim.y) {
+      const int position = chunk * scan.length + lane;
+      for (int64_t group = blockIdx.x; group * scan.width < scan.channels; group += gridDim.x) {
+        const int64_t channel = group * scan.width + column;
+        const int64_t tile_row = row * scan.tiles + (backwards ? scan.tiles - 1 - position : position);
+        const int64_t chunk_row = row * scan.chunks + (backwards ? scan.chunks - 1 - chunk : chunk);
+        const bool in_row = channel < scan.channels;
+        function(ChunkPlace{in_row && position < scan.tiles ? tile_row * scan.channels + channel : -1,
+                            in_row ? chunk_row * scan.channels + channel : -1, lane},
+                 in_row ? w[channel] : acc_t(0));
+      }
     }
   }
+}
+
+// Replaces the sums that leave each tile by those that enter it from its chunk: a scan in log2(length) steps, each of
+// which doubles the tiles that a sum covers. With several chunks `leaving` receives what leaves each.
+template <typename acc_t>
+__global__ void __launch_bounds__(kScanThreads) scan_tiles_kernel(Global<const acc_t> w, Global<ScaledSum<acc_t>> sums,
+                                                                  Global<ScaledSum<acc_t>> leaving, TileScan scan) {
+  const int threads = scan.length * scan.width, thread = threadIdx.x;
+  const Shared<ScaledSum<acc_t>> shared = shared_at<ScaledSum<acc_t>>(0);  // (2, length, width): read one, write one
+  each_chunk<acc_t>(scan, w, [&](const ChunkPlace& place, acc_t decay) {
+    ScaledSum<acc_t> sum = nothing<acc_t>();
+    if (place.tile >= 0) sum = sums[place.tile];
+    int half = 0;
+    shared[thread] = sum;
+    __syncthreads();
+    for (int covered = 1; covered < scan.length; covered *= 2) {  // count: steps
+      if (place.lane >= covered) {
+        ScaledSum<acc_t> earlier = shared[half * threads + thread - covered * scan.width];
+        earlier.gap += static_cast<acc_t>(covered * scan.steps);
+        sum = merge(earlier, sum, decay);
+      }
+      half = 1 - half;
+      shared[half * threads + thread] = sum;
+      __syncthreads();
+    }
+    ScaledSum<acc_t> entering = nothing<acc_t>();
+    if (place.lane > 0) entering = shared[half * threads + thread - scan.width];
+    if (place.tile >= 0) sums[place.tile] = entering;
+    // The last lane of a chunk that is not full has seen all of its tiles, too.
+    if (scan.chunks > 1 && place.chunk >= 0 && place.lane == scan.length - 1) leaving[place.chunk] = sum;
+    __syncthreads();  // before the next chunk overwrites shared memory
+  });
+}
+
+// Adds what enters each chunk to what enters its tiles.
+template <typename acc_t>
+__global__ void __launch_bounds__(kScanThreads)
+    add_chunks_kernel(Global<const acc_t> w, Global<ScaledSum<acc_t>> sums, Global<const ScaledSum<acc_t>> entering,
+                      TileScan scan) {
+  each_chunk<acc_t>(scan, w, [&](const ChunkPlace& place, acc_t decay) {
+    if (place.tile < 0) return;
+    ScaledSum<acc_t> before = entering[place.chunk];
+    before.gap += static_cast<acc_t>(place.lane * scan.steps);
+    sums[place.tile] = merge(before, sums[place.tile], decay);
+  });
 }
 
 // ---- Host functions ----
@@ -89,11 +154,29 @@ inline Tensor empty_sums(const Tiling& tiling, const Tensor& w) {
   return torch::stable::new_empty(w, {2, tiling.batch, tiling.tiles, tiling.channels, 4});
 }
 
-template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
-void merge_tiles(const Context& context, const Tiling& tiling, const Tensor& w, const Tensor& sums) {
-  launch(context, merge_tiles_kernel<acc_t>, divide_up(2 * tiling.batch * tiling.channels, kMergeThreads),
-         dim3(kMergeThreads), 0, global<const acc_t>(w), global<ScaledSum<acc_t>>(sums), tiling.batch, tiling.tiles,
-         tiling.channels, tiling.segments * Block<scalar_t>::kLength);
+// Replaces the sums that leave each of `tiles` tiles of `steps` tokens by those that enter it.
+template <typename acc_t>
+void scan_tiles(const Context& context, const Tensor& w, const Tensor& sums, int64_t rows, int64_t tiles,
+                int64_t steps) {
+  TileScan scan{rows, w.size(0), static_cast<int>(tiles), 0, 1, 0, steps};
+  while (scan.length < std::min<int64_t>(tiles, kMaxScanned)) scan.length *= 2;
+  scan.width = std::min(32, kScanThreads / scan.length);
+  scan.chunks = static_cast<int>(divide_up(tiles, scan.length));
+  const dim3 threads(scan.length * scan.width);
+  Tensor of_chunks = sums;  // not read, with one chunk
+  if (scan.chunks > 1) of_chunks = torch::stable::new_empty(w, {rows, scan.chunks, scan.channels, 4});
+  launch(context, scan_tiles_kernel<acc_t>, scan.tasks(), threads, 2 * threads.x * sizeof(ScaledSum<acc_t>),
+         global<const acc_t>(w), global<ScaledSum<acc_t>>(sums), global<ScaledSum<acc_t>>(of_chunks), scan);
+  if (scan.chunks == 1) return;
+  scan_tiles<acc_t>(context, w, of_chunks, rows, scan.chunks, steps * scan.length);
+  launch(context, add_chunks_kernel<acc_t>, scan.tasks(), threads, 0, global<const acc_t>(w),
+         global<ScaledSum<acc_t>>(sums), global<const ScaledSum<acc_t>>(of_chunks), scan);
+}
+
+template <typename scalar_t>
+void scan_tiles(const Context& context, const Tiling& tiling, const Tensor& w, const Tensor& sums) {
+  scan_tiles<accumulate_t<scalar_t>>(context, w, sums, 2 * tiling.batch, tiling.tiles,
+                                     tiling.segments * Block<scalar_t>::kLength);
 }
 
 // What enters each tile; not read where there is one tile only.
@@ -104,7 +187,7 @@ Tensor entering_sums(const Context& context, const Tiling& tiling, const Inputs<
   Tensor sums = empty_sums(tiling, w);
   launch(context, sum_tiles_kernel<scalar_t>, tiling.tasks(), dim3(tiling.segments * B::kChannels),
          B::shared_bytes(tiling.segments, 1), in, global<ScaledSum<acc_t>>(sums), tiling);
-  merge_tiles<scalar_t>(context, tiling, w, sums);
+  scan_tiles<scalar_t>(context, tiling, w, sums);
   return sums;
 }
 

@@ -98,7 +98,10 @@ struct Segment {
   }
   __device__ __forceinline__ bool exists(const Tile& tile) const { return channel < tile.channels; }
   // Offset of its first token from the tile's, in a tensor that has `stride` elements from token to token.
-  __device__ __forceinline__ int64_t first(int64_t stride) const { return index * B::kLength * stride + channel; }
+  template <typename index_t>
+  __device__ __forceinline__ index_t first(index_t stride) const {
+    return index * B::kLength * stride + channel;
+  }
 };
 
 template <typename scalar_t>
@@ -155,12 +158,16 @@ struct BlockSums {
   // scale, and `decay` is e^(-w * kLength).
   __device__ __forceinline__ Sum<acc_t> before(int segment, Sum<acc_t> entering, acc_t decay) const {
 #pragma unroll 4
-    for (int other = 0; other < segment; ++other) entering = entering.advanced(decay, read(other, 0));
+    for (int other = 0; other < segment; ++other) {  // count: (segments - 1) / 2, unrolled 4
+      entering = entering.advanced(decay, read(other, 0));
+    }
     return entering;
   }
   __device__ __forceinline__ Sum<acc_t> after(int segment, Sum<acc_t> entering, acc_t decay) const {
 #pragma unroll 4
-    for (int other = segments - 1; other > segment; --other) entering = entering.advanced(decay, read(other, 1));
+    for (int other = segments - 1; other > segment; --other) {  // count: (segments - 1) / 2, unrolled 4
+      entering = entering.advanced(decay, read(other, 1));
+    }
     return entering;
   }
 

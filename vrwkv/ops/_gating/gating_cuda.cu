@@ -75,7 +75,8 @@ __global__ void __launch_bounds__(kThreads) map_kernel(Pointers<scalar_t> pointe
   using acc_t = accumulate_t<scalar_t>;
   using Values = Vector<scalar_t, V>;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < vectors; i += stride) {
+#pragma unroll 1
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < vectors; i += stride) {  // count: 1
     Values in[Function::kInputs], out[Function::kOutputs];
 #pragma unroll
     for (int j = 0; j < Function::kInputs; ++j) in[j] = vector_at<Values>(pointers.in[j] + i * V);

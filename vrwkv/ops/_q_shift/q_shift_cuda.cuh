@@ -120,7 +120,7 @@ struct Lane {
       return values;
     }
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
+    for (int i = 0; i < V; ++i) {  // count: 0
       const int64_t source = source_of(grid, place, move_of(grid, group(i)), direction);
       values.values[i] = 0;
       if (source >= 0) values.values[i] = x[source * grid.channels + channel + i];
@@ -147,17 +147,17 @@ struct Part {
 template <typename scalar_t>
 struct Mixes {
   using acc_t = accumulate_t<scalar_t>;
-  int count;
+  int count;  // forward; known to the compiler in the backward pass
   Global<const acc_t> mix[kMaxMixes];
   Global<scalar_t> out[kMaxMixes];         // forward
   Global<const scalar_t> grad[kMaxMixes];  // backward
 };
 
-template <typename acc_t, int V>
+template <typename acc_t, int N, int V>
 __device__ __forceinline__ void load_mixes(const Global<const acc_t>* mix, int count, int64_t channel,
-                                           acc_t (&values)[kMaxMixes][V]) {
+                                           acc_t (&values)[N][V]) {
 #pragma unroll
-  for (int m = 0; m < kMaxMixes; ++m) {
+  for (int m = 0; m < N; ++m) {
 #pragma unroll
     for (int i = 0; i < V; ++i) values[m][i] = m < count ? mix[m][channel + i] : acc_t(0);
   }
@@ -172,15 +172,17 @@ Grid make_grid(const Tensor& x, int64_t height, int64_t width, int64_t shift, do
   return grid;
 }
 
-// Enough runs of tokens to fill a device, long enough to load each mix once for many tokens.
+// As many tokens to a thread as leave enough blocks to fill a device, of any size: the plan, and with it the order of
+// sums, depends on shapes alone. Each token more loads the mixes for one more.
 Plan make_plan(const Grid& grid, int width) {
-  constexpr int64_t kTokensPerThread = 16;
+  constexpr int64_t kTokensPerThread = 16, kEnoughBlocks = 296;  // two for each of 148 multiprocessors
   const int64_t vectors = divide_up(grid.channels, width);
   Plan plan{};
-  plan.lanes = static_cast<int>(std::min<int64_t>(vectors, 32));
+  plan.groups = divide_up(vectors, 32);
+  plan.lanes = static_cast<int>(divide_up(vectors, plan.groups));
   plan.rows = kThreads / plan.lanes;
-  plan.groups = divide_up(vectors, plan.lanes);
   plan.run = plan.rows * kTokensPerThread;
+  while (plan.run > plan.rows && plan.groups * divide_up(grid.tokens, plan.run) < kEnoughBlocks) plan.run /= 2;
   plan.runs = divide_up(grid.tokens, plan.run);
   plan.step_rows = plan.rows / grid.width % grid.height;
   plan.step_columns = plan.rows % grid.width;

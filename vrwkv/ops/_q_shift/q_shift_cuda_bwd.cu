@@ -9,7 +9,7 @@ namespace {
 
 // grad_x, which collects from the token and from the one that reads it, and for each run of tokens the gradients of the
 // mixes: partials (mixes, runs, C). With `add`, grad_x is added to: a further launch for further mixes.
-template <typename scalar_t, int V, typename acc_t = accumulate_t<scalar_t>>
+template <typename scalar_t, int V, int N, typename acc_t = accumulate_t<scalar_t>>
 __global__ void __launch_bounds__(kThreads, 2)
     mix_backward_kernel(Global<const scalar_t> x, Mixes<scalar_t> mixes, Global<scalar_t> grad_x,
                         Global<acc_t> partials, Grid grid, Plan plan, bool add) {
@@ -18,35 +18,36 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int own_sum = (threadIdx.y * plan.lanes + threadIdx.x) * V;
   for (int64_t task = blockIdx.x; task < plan.tasks(); task += gridDim.x) {
     const Part part(grid, plan, task, V);
-    acc_t mix[kMaxMixes][V], grad_mix[kMaxMixes][V];
+    acc_t mix[N][V], grad_mix[N][V];
 #pragma unroll
-    for (int m = 0; m < kMaxMixes; ++m) {
+    for (int m = 0; m < N; ++m) {
 #pragma unroll
       for (int i = 0; i < V; ++i) grad_mix[m][i] = 0;
     }
     if (part.active) {
       const L lane(grid, part.channel);
-      load_mixes<acc_t, V>(mixes.mix, mixes.count, part.channel, mix);
+      load_mixes<acc_t>(mixes.mix, N, part.channel, mix);
       Place place = place_of(grid, part.begin);
-      for (; place.token < part.end; advance(place, grid, plan)) {
+#pragma unroll 1
+      for (; place.token < part.end; advance(place, grid, plan)) {  // count: tokens
         const int64_t at = place.token * grid.channels + part.channel;
+        // All loads before their use: they go to memory together.
         const typename L::Values own = lane.own(x, grid, place), other = lane.shifted(x, grid, place, 1);
+        typename L::Values grads[N], readers[N], before{};
+#pragma unroll
+        for (int m = 0; m < N; ++m) {
+          grads[m] = lane.own(mixes.grad[m], grid, place);
+          readers[m] = lane.shifted(mixes.grad[m], grid, place, -1);
+        }
+        if (add) before = vector_at<typename L::Values>(grad_x + at);
         acc_t sum[V];
 #pragma unroll
-        for (int i = 0; i < V; ++i) sum[i] = 0;
-        if (add) {
-          const typename L::Values before = vector_at<typename L::Values>(grad_x + at);
+        for (int i = 0; i < V; ++i) sum[i] = static_cast<acc_t>(before.values[i]);
 #pragma unroll
-          for (int i = 0; i < V; ++i) sum[i] = static_cast<acc_t>(before.values[i]);
-        }
-#pragma unroll
-        for (int m = 0; m < kMaxMixes; ++m) {
-          if (m >= mixes.count) break;
-          const typename L::Values grad = lane.own(mixes.grad[m], grid, place);
-          const typename L::Values reader = lane.shifted(mixes.grad[m], grid, place, -1);
+        for (int m = 0; m < N; ++m) {
 #pragma unroll
           for (int i = 0; i < V; ++i) {
-            const acc_t g = static_cast<acc_t>(grad.values[i]), r = static_cast<acc_t>(reader.values[i]);
+            const acc_t g = static_cast<acc_t>(grads[m].values[i]), r = static_cast<acc_t>(readers[m].values[i]);
             sum[i] += fma(g - r, mix[m][i], r);
             grad_mix[m][i] =
                 fma(g, static_cast<acc_t>(own.values[i]) - static_cast<acc_t>(other.values[i]), grad_mix[m][i]);
@@ -59,22 +60,33 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     }
 #pragma unroll
-    for (int m = 0; m < kMaxMixes; ++m) {
-      if (m >= mixes.count) break;
+    for (int m = 0; m < N; ++m) {
 #pragma unroll
       for (int i = 0; i < V; ++i) sums[own_sum + i] = grad_mix[m][i];
       __syncthreads();
-      if (threadIdx.y == 0 && part.active) {
+      if (threadIdx.y == 0 && part.active) {  // count: 32 / threads
 #pragma unroll
         for (int i = 0; i < V; ++i) {
           acc_t total = 0;
-          for (int row = 0; row < plan.rows; ++row) total += sums[(row * plan.lanes + threadIdx.x) * V + i];
+#pragma unroll 4
+          for (int row = 0; row < plan.rows; ++row) {  // count: rows, unrolled 4
+            total += sums[(row * plan.lanes + threadIdx.x) * V + i];
+          }
           partials[(m * plan.runs + part.run) * grid.channels + part.channel + i] = total;
         }
       }
       __syncthreads();  // before the sums of the next mix
     }
   }
+}
+
+// Calls function(std::integral_constant<int, N>) with the number of mixes of a launch.
+template <typename Function>
+void with_count(size_t mixes, const Function& function) {
+  if (mixes == 1) return function(std::integral_constant<int, 1>());
+  if (mixes == 2) return function(std::integral_constant<int, 2>());
+  if (mixes == 3) return function(std::integral_constant<int, 3>());
+  function(std::integral_constant<int, kMaxMixes>());
 }
 
 template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
@@ -86,17 +98,18 @@ void mix_backward(const Grid& grid, const std::vector<Tensor>& grads, const Tens
     const Plan plan = make_plan(grid, width());
     const Tensor partials = torch::stable::new_empty(mixes[0], {kMaxMixes, plan.runs, grid.channels});
     for (size_t first = 0; first < mixes.size(); first += kMaxMixes) {
-      Mixes<scalar_t> part{};
-      part.count = static_cast<int>(std::min<size_t>(mixes.size() - first, kMaxMixes));
-      for (int m = 0; m < part.count; ++m) {
-        part.mix[m] = global<const acc_t>(mixes[first + m]);
-        part.grad[m] = global<const scalar_t>(grads[first + m]);
-      }
-      launch(context, mix_backward_kernel<scalar_t, width()>, plan.tasks(), dim3(plan.lanes, plan.rows),
-             plan.lanes * plan.rows * width() * sizeof(acc_t), global<const scalar_t>(x), part,
-             global<scalar_t>(grad_x), global<acc_t>(partials), grid, plan, first > 0);
-      const auto out = grad_mixes.begin() + first;
-      reduce_rows<acc_t>(context, partials, std::vector<Tensor>(out, out + part.count), plan.runs, grid.channels);
+      with_count(mixes.size() - first, [&](auto count) {
+        Mixes<scalar_t> part{};
+        for (int m = 0; m < count(); ++m) {
+          part.mix[m] = global<const acc_t>(mixes[first + m]);
+          part.grad[m] = global<const scalar_t>(grads[first + m]);
+        }
+        launch(context, mix_backward_kernel<scalar_t, width(), count()>, plan.tasks(), dim3(plan.lanes, plan.rows),
+               plan.lanes * plan.rows * width() * sizeof(acc_t), global<const scalar_t>(x), part,
+               global<scalar_t>(grad_x), global<acc_t>(partials), grid, plan, first > 0);
+        const auto out = grad_mixes.begin() + first;
+        reduce_rows<acc_t>(context, partials, std::vector<Tensor>(out, out + count()), plan.runs, grid.channels);
+      });
     }
   });
 }

@@ -13,7 +13,8 @@ __global__ void __launch_bounds__(kThreads)
     if (!part.active) continue;
     const L lane(grid, part.channel);
     Place place = place_of(grid, part.begin);
-    for (; place.token < part.end; advance(place, grid, plan)) {
+#pragma unroll 1
+    for (; place.token < part.end; advance(place, grid, plan)) {  // count: tokens
       const typename L::Values values = lane.shifted(x, grid, place, 1);
       vector_at<typename L::Values>(y + (place.token * grid.channels + part.channel)) = values;
     }
@@ -29,12 +30,13 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (!part.active) continue;
     const L lane(grid, part.channel);
     acc_t mix[kMaxMixes][V];
-    load_mixes<acc_t, V>(mixes.mix, mixes.count, part.channel, mix);
+    load_mixes<acc_t>(mixes.mix, mixes.count, part.channel, mix);
     Place place = place_of(grid, part.begin);
-    for (; place.token < part.end; advance(place, grid, plan)) {
+#pragma unroll 1
+    for (; place.token < part.end; advance(place, grid, plan)) {  // count: tokens
       const typename L::Values own = lane.own(x, grid, place), other = lane.shifted(x, grid, place, 1);
 #pragma unroll
-      for (int m = 0; m < kMaxMixes; ++m) {
+      for (int m = 0; m < kMaxMixes; ++m) {  // count: mixes, unrolled 4
         if (m >= mixes.count) break;
         typename L::Values mixed;
 #pragma unroll

@@ -28,13 +28,14 @@ __global__ void __launch_bounds__(kReduceColumns* kReduceLanes)
     const int64_t sum = task / groups, column = task % groups * kReduceColumns + threadIdx.x;
     double total = 0;
     if (column < columns) {
-      for (int64_t row = threadIdx.y; row < rows; row += kReduceLanes) {
+#pragma unroll 4
+      for (int64_t row = threadIdx.y; row < rows; row += kReduceLanes) {  // count: rows / 8, unrolled 4
         total += static_cast<double>(partials[(sum * rows + row) * columns + column]);
       }
     }
     totals[threadIdx.y * kReduceColumns + threadIdx.x] = total;
     __syncthreads();
-    if (threadIdx.y == 0 && column < columns) {
+    if (threadIdx.y == 0 && column < columns) {  // count: 1 / 8
       for (int lane = 1; lane < kReduceLanes; ++lane) total += totals[lane * kReduceColumns + threadIdx.x];
 #pragma unroll
       for (int i = 0; i < kMaxSums; ++i) {
