@@ -4,6 +4,7 @@
 # make app    serve a page with the demos' models on http://127.0.0.1:7860
 # make wheel  build dist/: a wheel for every Linux, with CUDA kernels where VRWKV_CUDA=1, and the source distribution
 # make bench  time the operators and models on a few shapes
+# make roofline  count the CUDA kernels' instructions and bytes, and what they take at best; needs nvcc, no GPU
 # make lint   check style and types
 # Each builds what it needs: the environment in .venv and the compiled kernels. `make clean` removes all of it.
 
@@ -21,7 +22,7 @@ SOURCES := setup.py $(wildcard $(foreach kind,cpp h cu cuh,vrwkv/ops/*/*.$(kind)
 
 CXX_FILES := $(filter-out setup.py,$(SOURCES)) $(wildcard tests/cuda/*.h tests/cuda/*.cpp tests/cuda/*.cu)
 
-.PHONY: build demo demo-seg app test wheel bench lint format clean
+.PHONY: build demo demo-seg app test wheel bench roofline lint format clean
 
 build: .venv/installed vrwkv/_C.abi3.so
 
@@ -108,6 +109,9 @@ wheel: build
 bench: build
 	$(BIN)/python benchmarks/run_ops.py --short --output output/benchmarks
 	$(BIN)/python benchmarks/run_models.py --short --output output/benchmarks
+
+roofline: build
+	$(BIN)/python tools/cuda_report.py --roofline
 
 lint: build
 	$(BIN)/ruff check .

@@ -2,8 +2,9 @@
 
     python tools/cuda_report.py                       # every architecture of a release build
     python tools/cuda_report.py --arch 8.0 9.0
+    python tools/cuda_report.py --roofline            # instructions and bytes of every call, and what they take at best
 
-Needs nvcc and torch, no GPU. Exits with 1 if a kernel spills registers.
+Needs nvcc and torch, no GPU; for the roofline nvdisasm, too. Exits with 1 if a kernel spills registers.
 """
 
 import argparse
@@ -87,6 +88,8 @@ def largest_shared_bytes(name: str) -> int:
         return max(2 * tokens * 36 + 256, tokens * (tokens + 5 + 72)) * accumulate
     if kernel == "gradients_kernel":
         return (2 * tokens * 36 + tokens * (tokens + 4) + 5 * 256 + 32) * accumulate
+    if kernel == "scan_tiles_kernel":
+        return 2 * 512 * 4 * accumulate
     if kernel == "reduce_rows_kernel":
         return 256 * 8
     if kernel == "mix_backward_kernel":
@@ -121,13 +124,17 @@ def _short_name(symbol: str) -> str:
     return f"{kernel}<{','.join(kept)}>"
 
 
-def compile_kernels(nvcc: str, source: Path, arch: str) -> list[Kernel]:
-    """Compile one source file for one architecture, such as "8.0"."""
+def _options() -> list[str]:
     import torch
 
-    number = arch.replace(".", "")
     include = Path(torch.__file__).parent / "include"
-    options = ["-O3", "-std=c++17", "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{include}"]
+    return ["-O3", "-std=c++17", "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{include}"]
+
+
+def compile_kernels(nvcc: str, source: Path, arch: str) -> list[Kernel]:
+    """Compile one source file for one architecture, such as "8.0"."""
+    number = arch.replace(".", "")
+    options = _options()
     with tempfile.TemporaryDirectory() as directory:
         ptx = Path(directory) / "kernels.ptx"
         _run([nvcc, *options, "-ptx", f"-arch=compute_{number}", str(source), "-o", str(ptx)])
@@ -157,6 +164,34 @@ def report(nvcc: str, architectures: tuple[str, ...] = ARCHITECTURES) -> list[Ke
     return [unique[key] for key in sorted(unique)]
 
 
+def find_nvdisasm(nvcc: str) -> str | None:
+    """The path of nvdisasm: beside nvcc, from the package nvidia-cuda-nvdisasm, or on ``PATH``."""
+    places = [Path(nvcc).parent, *(Path(place) / "nvidia" / "cu13" / "bin" for place in sys.path)]
+    found = [place / "nvdisasm" for place in places if (place / "nvdisasm").is_file()]
+    return str(found[0]) if found else shutil.which("nvdisasm")
+
+
+def roofline(nvcc: str, nvdisasm: str) -> str:
+    """The table of ``cuda_roofline`` for its devices' architectures; the operators of VRWKV6 are not in it."""
+    import cuda_roofline
+
+    def compiled(source: Path, arch: str) -> dict[str, cuda_roofline.Function]:
+        with tempfile.TemporaryDirectory() as directory:
+            cubin = Path(directory) / "kernels.cubin"
+            number = arch.replace(".", "")
+            _run([nvcc, *_options(), "-lineinfo", "-cubin", f"-arch=sm_{number}", str(source), "-o", str(cubin)])
+            return cuda_roofline.disassemble(nvdisasm, cubin)
+
+    architectures = sorted({device.arch for device in cuda_roofline.DEVICES})
+    sources = [source for source in sorted(OPS.glob("*/*.cu")) if "wkv6" not in source.name]
+    jobs = [(source, arch) for source in sources for arch in architectures]
+    kernels: dict[str, dict[str, cuda_roofline.Function]] = {arch: {} for arch in architectures}
+    with ThreadPoolExecutor(2) as pool:
+        for (_, arch), functions in zip(jobs, pool.map(lambda job: compiled(*job), jobs), strict=True):
+            kernels[arch] |= {_short_name(symbol): function for symbol, function in functions.items()}
+    return cuda_roofline.table(kernels)
+
+
 def table(kernels: list[Kernel]) -> str:
     """The kernels as a Markdown table, a column for each architecture: registers, occupancy."""
     architectures = [arch for arch in ARCHITECTURES if any(kernel.arch == arch for kernel in kernels)]
@@ -180,12 +215,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--arch", nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES, metavar="ARCH",
                         help=f"compute capabilities, of {', '.join(ARCHITECTURES)}")  # fmt: skip
+    parser.add_argument("--roofline", action="store_true", help="count the instructions of every call instead")
     arguments = parser.parse_args()
     nvcc = find_nvcc()
     if nvcc is None:
         print("cuda_report: nvcc was not found; install the CUDA toolkit or set CUDA_HOME", file=sys.stderr)
         return 2
+    nvdisasm = find_nvdisasm(nvcc)
+    if arguments.roofline and nvdisasm is None:
+        print("cuda_report: nvdisasm was not found; pip install nvidia-cuda-nvdisasm", file=sys.stderr)
+        return 2
     try:
+        if arguments.roofline:
+            print(roofline(nvcc, str(nvdisasm)))
+            return 0
         kernels = report(nvcc, tuple(arguments.arch))
     except RuntimeError as error:
         print(f"cuda_report: {error}", file=sys.stderr)
