@@ -41,14 +41,14 @@ struct Task {
     write_maximum_and_powers(memory, segment, loaded, channel);
     __syncthreads();
     if (fast) {
-      weigh(loaded, memory, largest_entering(entering, tiling, tile, segment, channel.w), tokens);
+      weigh(loaded, memory, segment, largest_entering(entering, tiling, tile, segment, channel.w), tokens);
       tokens.sum_tokens(memory.tokens, segment.index);
     } else {  // count: 0
       SafeSegment<scalar_t>(in, tiling, tile, segment, channel).sum_tokens(memory.tokens);
     }
     __syncthreads();
     if (fast) {
-      gradients.find_ab(tokens, loaded, memory, into_segment(memory.tokens, entering, tokens.reference), segment.index);
+      gradients.find_ab(tokens, loaded, memory, into_segment(memory.tokens, entering, acc_t(1)), segment.index);
     } else {  // count: 0
       const SafeSegment<scalar_t> safe(in, tiling, tile, segment, channel);
       safe_gradients.find_ab(safe, safe.around(memory.tokens, load_entering(entering, tiling, tile, segment)),
@@ -60,8 +60,8 @@ struct Task {
   __device__ __forceinline__ Tokens<scalar_t> places() const { return {tiling, tile, segment, fast}; }
   __device__ __forceinline__ Around<Sum<acc_t>> into_segment(const BlockSums<scalar_t>& sums,
                                                              Global<const ScaledSum<acc_t>> entering,
-                                                             acc_t scale) const {
-    return find_entering(in, sums, memory, entering, tiling, tile, segment, scale);
+                                                             acc_t sign) const {
+    return find_entering(in, sums, memory, entering, tiling, tile, segment, sign);
   }
 };
 
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(Block<scalar_t>::kMaxThreads, Block<scalar_t>:
   each_tile<scalar_t, true>(tiling, [&](const Tile& tile) {
     SafeGradients<scalar_t> safe_gradients;
     const Task<scalar_t> task(in, entering, tiling, tile, safe_gradients);
-    store_tile_sums(task.memory, task.memory.ab, task.segment, leaving, tiling, tile, task.fast, -task.tokens.reference,
+    store_tile_sums(task.memory, task.memory.ab, task.segment, leaving, tiling, tile, task.fast, acc_t(-1),
                     task.channel.w);
     __syncthreads();  // before the next tile overwrites shared memory
   });
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(Block<scalar_t>::kMaxThreads, Block<scalar_t>:
     const Memory<scalar_t>& memory = task.memory;
     Sum<acc_t> shares;
     if (task.fast) {
-      const Around<Sum<acc_t>> ab = task.into_segment(memory.ab, entering_ab, -task.tokens.reference);
+      const Around<Sum<acc_t>> ab = task.into_segment(memory.ab, entering_ab, acc_t(-1));
       task.gradients.write_gradients(task.tokens, ab, task.places(), grad_k, grad_v);
       shares = task.gradients.shares(task.tokens, ab);
     } else {  // count: 0

@@ -19,15 +19,14 @@ __global__ void __launch_bounds__(Block<scalar_t>::kMaxThreads, Block<scalar_t>:
     __syncthreads();
     FastSegment<scalar_t> tokens{};
     if (fast) {
-      weigh(loaded, memory, largest_entering(entering, tiling, tile, segment, channel.w), tokens);
+      weigh(loaded, memory, segment, largest_entering(entering, tiling, tile, segment, channel.w), tokens);
       tokens.sum_tokens_around(memory.tokens, segment.index);
     } else {  // count: 0
       SafeSegment<scalar_t>(in, tiling, tile, segment, channel).sum_tokens(memory.tokens);
     }
     __syncthreads();
     if (fast) {
-      tokens.add_entering(memory,
-                          find_entering(in, memory.tokens, memory, entering, tiling, tile, segment, tokens.reference));
+      tokens.add_entering(memory, find_entering(in, memory.tokens, memory, entering, tiling, tile, segment, acc_t(1)));
       tokens.write_outputs(Tokens<scalar_t>(tiling, tile, segment, fast), y);
     } else {  // count: 0
       const SafeSegment<scalar_t> safe(in, tiling, tile, segment, load_channel(in, tile, segment));

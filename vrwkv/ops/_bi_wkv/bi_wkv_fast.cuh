@@ -12,8 +12,8 @@
 namespace vrwkv {
 namespace {
 
-// Whether the sums of the block's tile are relative to one reference. In double there is no such way, and offsets
-// within a tile have 32 bits here.
+// Whether the sums of the block's tile are relative to one reference. In double there is no such way, and the step from
+// token to token has 32 bits here.
 template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
 __device__ __forceinline__ bool is_fast(const Tiling& tiling, const Channel<acc_t>& channel) {
   constexpr int64_t kMaxStride = 1 << 22;
@@ -67,15 +67,15 @@ class Tokens {
 template <typename scalar_t, bool kGradients>
 struct Loaded {
   static constexpr int kLength = Block<scalar_t>::kLength;
-  scalar_t key[kLength], value[kLength], grad[kGradients ? kLength : 1];
+  accumulate_t<scalar_t> key[kLength], value[kLength], grad[kGradients ? kLength : 1];
 
   __device__ __forceinline__ Loaded(const Inputs<scalar_t>& in, const Tokens<scalar_t>& tokens) {
     const auto k = tokens.of(in.k), v = tokens.of(in.v), g = tokens.of(in.grad);
 #pragma unroll
     for (int i = 0; i < kLength; ++i) {
-      key[i] = static_cast<scalar_t>(-INFINITY);
-      value[i] = static_cast<scalar_t>(0.0f);
-      if constexpr (kGradients) grad[i] = static_cast<scalar_t>(0.0f);
+      key[i] = -INFINITY;
+      value[i] = 0;
+      if constexpr (kGradients) grad[i] = 0;
     }
     tokens.each([&](int i) {
       key[i] = tokens.at(k, i);
@@ -92,7 +92,7 @@ struct FastSegment {
   using S = Sum<acc_t>;
   static constexpr int kLength = B::kLength;
 
-  acc_t reference, decay, bonus;
+  acc_t decay, bonus;
   acc_t weight[kLength], weighted[kLength];  // e^(k - reference), and times v
   S each[kLength];                           // what the segment gives to the sums around each token
 
@@ -148,13 +148,13 @@ __device__ __forceinline__ void write_maximum_and_powers(const Memory<scalar_t>&
                                                          const Loaded<scalar_t, kGradients>& loaded,
                                                          const Channel<acc_t>& channel) {
   using B = Block<scalar_t>;
-  acc_t largest = kEmpty;  // NaN is passed over here; it shows in every sum
+  static_assert(B::kPowers >= kMaxSegments || std::is_same_v<acc_t, double>);
+  if constexpr (std::is_same_v<acc_t, double>) return;  // there is no fast way
+  acc_t largest = kEmpty;                               // NaN is passed over here; it shows in every sum
 #pragma unroll
-  for (int i = 0; i < B::kLength; ++i) largest = fmax(largest, static_cast<acc_t>(loaded.key[i]));
-  for (int i = segment.index; i < kMaxSegments; i += memory.tokens.segments) {  // count: 16 / segments
-    memory.maxima[i] = largest;
-  }
+  for (int i = 0; i < B::kLength; ++i) largest = fmax(largest, loaded.key[i]);
   for (int i = segment.index; i < B::kPowers; i += memory.tokens.segments) {  // count: 18 / segments
+    memory.maxima[i] = largest;
     memory.powers[i] = exp(i == B::kBonus ? channel.u : -channel.w * i);
   }
 }
@@ -162,18 +162,20 @@ __device__ __forceinline__ void write_maximum_and_powers(const Memory<scalar_t>&
 // The weights of the segment's tokens, relative to the largest log-weight in the tile: of its keys and of what enters.
 template <typename scalar_t, bool kGradients, typename acc_t = accumulate_t<scalar_t>>
 __device__ __forceinline__ void weigh(const Loaded<scalar_t, kGradients>& loaded, const Memory<scalar_t>& memory,
-                                      acc_t largest_entering, FastSegment<scalar_t>& tokens) {
+                                      const Segment<scalar_t>& segment, acc_t largest_entering,
+                                      FastSegment<scalar_t>& tokens) {
   acc_t maxima[kMaxSegments], reference = largest_entering;
   read_row(memory.maxima, maxima);
 #pragma unroll
   for (int i = 0; i < kMaxSegments; ++i) reference = fmax(reference, maxima[i]);
-  tokens.reference = reference;
+  // Rarely asked for again, so it is not kept in a register.
+  if (segment.index == 0) memory.maxima[Block<scalar_t>::kReference] = reference;
   tokens.decay = memory.powers[1];
   tokens.bonus = memory.powers[Block<scalar_t>::kBonus];
 #pragma unroll
   for (int i = 0; i < Block<scalar_t>::kLength; ++i) {
-    tokens.weight[i] = exponential(static_cast<acc_t>(loaded.key[i]) - reference);
-    tokens.weighted[i] = tokens.weight[i] * static_cast<acc_t>(loaded.value[i]);
+    tokens.weight[i] = exponential(loaded.key[i] - reference);
+    tokens.weighted[i] = tokens.weight[i] * loaded.value[i];
   }
 }
 
@@ -181,12 +183,9 @@ __device__ __forceinline__ void weigh(const Loaded<scalar_t, kGradients>& loaded
 template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
 __device__ __forceinline__ acc_t largest_entering(Global<const ScaledSum<acc_t>> entering, const Tiling& tiling,
                                                   const Tile& tile, const Segment<scalar_t>& segment, acc_t w) {
-  acc_t largest = kEmpty;
-  if (tiling.tiles > 1) {  // count: tiles > 1
-    const Around<ScaledSum<acc_t>> sums = load_entering(entering, tiling, tile, segment);
-    largest = fmax(sums.before.key - sums.before.gap * w, sums.after.key - sums.after.gap * w);
-  }
-  return largest;
+  if (tiling.tiles == 1) return kEmpty;
+  const Around<ScaledSum<acc_t>> sums = load_entering(entering, tiling, tile, segment);
+  return fmax(sums.before.key - sums.before.gap * w, sums.after.key - sums.after.gap * w);
 }
 
 // What enters the segment, relative to e^scale as the sums of the block's segments are. The sums of tiles and w are
@@ -196,11 +195,11 @@ __device__ __forceinline__ Around<Sum<acc_t>> find_entering(const Inputs<scalar_
                                                             const Memory<scalar_t>& memory,
                                                             Global<const ScaledSum<acc_t>> entering,
                                                             const Tiling& tiling, const Tile& tile,
-                                                            const Segment<scalar_t>& segment, acc_t scale) {
+                                                            const Segment<scalar_t>& segment, acc_t sign) {
   Around<Sum<acc_t>> into_tile{{0, 0}, {0, 0}};
   if (tiling.tiles > 1) {  // count: tiles > 1
     const Around<ScaledSum<acc_t>> scaled = load_entering(entering, tiling, tile, segment);
-    const acc_t w = load_channel(in, tile, segment).w;
+    const acc_t w = load_channel(in, tile, segment).w, scale = sign * memory.maxima[Block<scalar_t>::kReference];
     into_tile = {relative_to(scale, scaled.before, w), relative_to(scale, scaled.after, w)};
   }
   const acc_t power = memory.powers[Block<scalar_t>::kLength];

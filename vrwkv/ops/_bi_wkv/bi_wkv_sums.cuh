@@ -7,16 +7,18 @@
 namespace vrwkv {
 namespace {
 
-// The sums that leave a tile towards either end. The segments' sums are relative to `scale` where they are `fast`.
+// The sums that leave a tile towards either end. The segments' sums are relative to e^(sign * reference)
+// where they are `fast`.
 template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
 __device__ __forceinline__ void store_tile_sums(const Memory<scalar_t>& memory, const BlockSums<scalar_t>& sums,
                                                 const Segment<scalar_t>& segment, Global<ScaledSum<acc_t>> leaving,
-                                                const Tiling& tiling, const Tile& tile, bool fast, acc_t scale,
+                                                const Tiling& tiling, const Tile& tile, bool fast, acc_t sign,
                                                 acc_t w) {
   if (segment.index == 0 && segment.exists(tile)) {  // count: 2 / segments
     ScaledSum<acc_t> to_end, to_start;
     if (fast) {
       const acc_t power = memory.powers[Block<scalar_t>::kLength];
+      const acc_t scale = sign * memory.maxima[Block<scalar_t>::kReference];
       const Sum<acc_t> none{0, 0}, end = sums.before(tiling.segments, none, power), start = sums.after(-1, none, power);
       to_end = {end.num, end.den, scale, 0};
       to_start = {start.num, start.den, scale, 0};
@@ -43,13 +45,13 @@ __global__ void __launch_bounds__(Block<scalar_t>::kMaxThreads, Block<scalar_t>:
     __syncthreads();
     FastSegment<scalar_t> tokens{};
     if (fast) {
-      weigh(loaded, memory, acc_t(kEmpty), tokens);
+      weigh(loaded, memory, segment, acc_t(kEmpty), tokens);
       tokens.sum_tokens(memory.tokens, segment.index);
     } else {  // count: 0
       SafeSegment<scalar_t>(in, tiling, tile, segment, channel).sum_tokens(memory.tokens);
     }
     __syncthreads();
-    store_tile_sums(memory, memory.tokens, segment, leaving, tiling, tile, fast, tokens.reference, channel.w);
+    store_tile_sums(memory, memory.tokens, segment, leaving, tiling, tile, fast, acc_t(1), channel.w);
     __syncthreads();  // before the next tile overwrites shared memory
   });
 }

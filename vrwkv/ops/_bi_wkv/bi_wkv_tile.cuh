@@ -24,6 +24,7 @@ struct Block {
   static constexpr int kBonus = kLength + 1, kPowers = kLength + 2;
   // Elements of a channel's powers and maxima: vectors of neighbouring channels lie in different banks.
   static constexpr int kPowerStride = kLength + 4, kMaximumStride = kMaxSegments + 4;
+  static constexpr int kReference = kMaximumStride - 1;  // place of the reference behind the maxima
 
   // `kinds` of sums: of tokens, and of a and b in the backward pass.
   static constexpr int shared_bytes(int segments, int kinds) {
