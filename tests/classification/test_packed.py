@@ -44,6 +44,8 @@ def make_tar(root, to, split):
 
 
 def make_tar_of_each_class(root, to, split):
+    (to / split / ".cache").mkdir(parents=True)
+    (to / split / ".hidden.tar").write_bytes(b"none")
     for name in ("class0", "class1"):
         write_tar(to / split / f"{name}.tar", files_of(root, split, only=name))
 

@@ -76,6 +76,16 @@ def test_new_head() -> None:
     assert_equal(model, given)
 
 
+def test_new_heads_of_a_distilled_model() -> None:
+    args = dict(depth=1, img_size=32)
+    given = timm.create_model("deit_tiny_distilled_patch16_224", **args, num_classes=3).state_dict()
+    model = timm.create_model("deit_tiny_distilled_patch16_224", **args, num_classes=5)
+    heads = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith("head")}
+    assert len(heads) == 4
+    checkpoint.load(model, given, "x.pth", new_head=True)
+    assert_equal(model, given | heads)
+
+
 def test_optional_names() -> None:
     given = create().state_dict()
     checkpoint.load(model := create(init_values=0.5), given, "x.pth", optional={"blocks.0.gamma1", "blocks.0.gamma2"})

@@ -75,7 +75,7 @@ class Trainer:
         self._steps_here, self._begin = 0, 0.0  # of this process, of which the first warms up
         Scalars.check(config)
 
-    def start(self, resume: str | None, overwrite: bool = False) -> None:
+    def start(self, resume: str | None, overwrite: bool) -> None:
         """Takes up an earlier run's state where asked to, makes the processes' models equal, and writes last.pth."""
         path = Path(resume) if resume else None
         content: Mapping[str, Any] = {}
