@@ -1,4 +1,7 @@
-"""Processes that a test forks: they start at once, without imports, and with whatever the test has changed."""
+"""Processes that a test forks: they start at once, without imports, and with whatever the test has changed.
+
+Each computes in one thread: where the test's process has used more, a forked one would wait for some it does not have.
+"""
 
 import multiprocessing
 import os
@@ -7,6 +10,8 @@ import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+import torch
 
 
 def run_ranks(function: Callable[[], Any], size: int = 2) -> list[Any]:
@@ -42,6 +47,7 @@ def run_ranks(function: Callable[[], Any], size: int = 2) -> list[Any]:
 
 def _call(function: Callable[[], Any], environment: dict[str, Any], sender: Any) -> None:
     os.environ.update({key: str(value) for key, value in environment.items()})
+    torch.set_num_threads(1)
     try:
         sender.send((None, function()))
     except BaseException:
@@ -65,6 +71,7 @@ class Forked:
     @staticmethod
     def _run(function: Callable[[], int], write: int) -> None:
         os.setsid()
+        torch.set_num_threads(1)
         os.dup2(write, 2)
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         code = 1
