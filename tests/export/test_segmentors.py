@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
     from vrwkv.segmentation.config import load_config
 
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     model = init_model(load_config(CONFIG), device="cpu")
     stir(model)
     path = tmp_path_factory.mktemp("checkpoint") / "segmentor.pth"
@@ -82,7 +82,7 @@ def test_tiles_agree_with_the_whole(onnx_file, tmp_path):
     model = load_segmentor(None, onnx_file)
     picture = Image.new("RGB", (400, 300), (90, 120, 30))
     masks = [segment(model, picture, tile=tile).mask for tile in (None, 256)]
-    assert (masks[0] == masks[1]).mean() > 0.9
+    assert (masks[0] == masks[1]).mean() > 0.99
 
 
 def test_bad_input(checkpoint, onnx_file, picture, tmp_path, error):
