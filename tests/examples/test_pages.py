@@ -3,6 +3,7 @@
 import re
 
 import torch
+from support.pages import run_python
 from support.scripts import REPOSITORY
 
 from vrwkv.ops._bi_wkv import reference
@@ -10,10 +11,7 @@ from vrwkv.ops._bi_wkv import reference
 
 def run_page(name: str) -> dict:
     """The names that the Python on a page of ours leaves behind."""
-    names: dict = {}
-    for block in re.findall(r"```python\n(.*?)```", (REPOSITORY / f"docs/{name}.md").read_text(), re.DOTALL):
-        exec(block, names)
-    return names
+    return run_python((REPOSITORY / f"docs/{name}.md").read_text(), {})
 
 
 def test_operators_page() -> None:

@@ -1,6 +1,5 @@
 """Models to a folder or a hub and back, by timm's functions and by transformers."""
 
-import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +8,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub.errors import EntryNotFoundError
+from support.pages import run_python
 from support.scripts import REPOSITORY
 from torch import nn
 
@@ -105,8 +105,7 @@ def test_hub_and_back(name: str, hub: Path) -> None:
         "**Accuracy:** 98 %", "@inproceedings{duan2025vision",
     ):  # fmt: skip
         assert fact in readme
-    names: dict = {}
-    exec(re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1], names)
+    names = run_python(readme, {}, slice(0, 1))
     assert torch.equal(names["model"](images), model(images))
 
 
@@ -116,9 +115,8 @@ def test_transformers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     pytest.importorskip("transformers")
     page = (REPOSITORY / "docs/timm.md").read_text()
     model = create(name, num_classes=5, img_size=32)
-    names: dict = {"model": model}
     monkeypatch.chdir(tmp_path)
-    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[-1], names)
+    names = run_python(page, {"model": model}, slice(-1, None))
     wrapper: nn.Module = names["model"]
     assert type(wrapper).__name__ == "TimmWrapperForImageClassification"
     images = torch.randn(2, 3, 32, 32)
