@@ -51,18 +51,17 @@ def interleaved_medians(functions: Mapping[str, Callable[[], Any]], device: str,
             torch.cuda.synchronize()
         return time.perf_counter() - begin
 
-    # The first call compiles, and allocates what stays.
-    short = {name for name, function in functions.items() if call(function) < 1.0}
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    begin = time.perf_counter()
-    for done in range(100):
-        if done >= 3 and time.perf_counter() - begin > seconds:
-            break
-        for name, function in functions.items():
-            if name in short:
+    def timer(function: Callable[[], Any]) -> Callable[[], float]:
+        is_short = call(function) < 1.0  # this call compiles, and allocates what stays
+
+        def timed() -> float:
+            if is_short:
                 call(function)
-            times[name].append(call(function))
-    return {name: statistics.median(values) for name, values in times.items()}
+            return call(function)
+
+        return timed
+
+    return _medians({name: timer(function) for name, function in functions.items()}, 3, 100, seconds)
 
 
 def device_medians(functions: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
@@ -82,19 +81,31 @@ def device_medians(functions: Mapping[str, Callable[[], Any]], seconds: float) -
             with torch.cuda.graph(graphs[name], stream=stream):
                 function()
         flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
-        times: dict[str, list[float]] = {name: [] for name in functions}
-        begin = time.perf_counter()
-        for done in range(1000):
-            if done >= 10 and time.perf_counter() - begin > seconds:
-                break
-            for name, graph in graphs.items():
+
+        def timer(graph: torch.cuda.CUDAGraph) -> Callable[[], float]:
+            def timed() -> float:
                 flush.zero_()
                 first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 first.record(stream)
                 graph.replay()
                 last.record(stream)
                 last.synchronize()
-                times[name].append(first.elapsed_time(last) * 1e-3)
+                return first.elapsed_time(last) * 1e-3
+
+            return timed
+
+        return _medians({name: timer(graph) for name, graph in graphs.items()}, 10, 1000, seconds)
+
+
+def _medians(timers: Mapping[str, Callable[[], float]], least: int, most: int, seconds: float) -> dict[str, float]:
+    """Of rounds that call each in turn: as many as fit into the seconds, from least to most."""
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    begin = time.perf_counter()
+    for done in range(most):
+        if done >= least and time.perf_counter() - begin > seconds:
+            break
+        for name, timed in timers.items():
+            times[name].append(timed())
     return {name: statistics.median(values) for name, values in times.items()}
 
 

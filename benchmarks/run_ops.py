@@ -59,6 +59,13 @@ def inputs(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> list
     return [w.to(device), u.to(device), *(torch.randn(shape).to(device, dtype) for _ in range(3))]
 
 
+def require_close(op: str, y: torch.Tensor, wanted: torch.Tensor, scale: torch.Tensor, tolerance: float) -> None:
+    """Raise if results differ by more than a share of the largest value of `scale`."""
+    error = ((y - wanted).abs().max() / scale.abs().max()).item()
+    if not error <= tolerance:
+        raise SystemExit(f"{op} is wrong: error {error:.3g} > {tolerance:.3g}")
+
+
 def check(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> None:
     """Raise if Bi-WKV is wrong at this shape; above 4096 tokens the first ones are held against a shorter reference."""
     w, u, k, v, _ = inputs(shape, dtype, device)
@@ -71,9 +78,7 @@ def check(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> None:
         exponent = torch.where(distance == 0, u[some].double(), -(distance - 1) * w[some].double())
         weights = (exponent + k[0][:, some].double()).softmax(0)
         y, wanted = y[:, :1], (weights * v[0][:, some].double()).sum(0)[None, None]
-    error = ((y - wanted).abs().max() / v.abs().max()).item()
-    if not error <= TOLERANCE[dtype]:
-        raise SystemExit(f"bi_wkv is wrong at {shape} {dtype}: error {error:.3g} > {TOLERANCE[dtype]:.3g}")
+    require_close("bi_wkv", y, wanted, v, TOLERANCE[dtype])
 
 
 def wkv6_inputs(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> list[torch.Tensor]:
@@ -95,9 +100,7 @@ def check_wkv6(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> 
         decays = (w[:, 1:].exp() - w[:, 1:].exp().cumsum(1)).exp()  # of the tokens in between
         weights = (r[:, :1] * torch.cat([own, decays * k[:, 1:]], 1)).sum(-1, keepdim=True)
         wanted = (weights * v).sum(1, keepdim=True)
-    error = ((y - wanted).abs().max() / wanted.abs().max()).item()
-    if not error <= WKV6_TOLERANCE[dtype]:
-        raise SystemExit(f"wkv6 is wrong at {shape} {dtype}: error {error:.3g} > {WKV6_TOLERANCE[dtype]:.3g}")
+    require_close("wkv6", y, wanted, wanted, WKV6_TOLERANCE[dtype])
 
 
 def functions(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> dict[str, Callable[[], Any]]:
@@ -116,14 +119,13 @@ def functions(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> d
         "sigmoid_gate": lambda: sigmoid_gate(k, v),
         "squared_relu": lambda: squared_relu(k),
     }
+    scan = wkv6_inputs(shape, dtype, device)
+    result["wkv6"] = lambda: wkv6(*scan)
     if _extension.is_native(k):
         result["bi_wkv backward"] = lambda: torch.ops.vrwkv._bi_wkv_backward(grad, w, u, k, v)
         result["q_shift_mix backward"] = lambda: torch.ops.vrwkv._q_shift_mix_backward(
             grads, k, mixes, *grid, 1, 0.25, 1
         )
-    scan = wkv6_inputs(shape, dtype, device)
-    result["wkv6"] = lambda: wkv6(*scan)
-    if _extension.is_native(k):
         result["wkv6 backward"] = lambda: torch.ops.vrwkv._wkv6_backward(grad.view_as(scan[0]), *scan)
     if tokens <= ATTENTION_UP_TO:
         heads = k.unflatten(-1, (-1, HEAD)).transpose(1, 2)
@@ -144,6 +146,7 @@ def main() -> None:
     rows = []
     shapes = CUDA_SHAPES if args.device == "cuda" else SHAPES
     for shape, dtype in shapes[:4] if args.short else shapes:
+        print(f"{shape} {dtype}")
         check(shape, dtype, args.device)
         check_wkv6(shape, dtype, args.device)
         timed, seconds = functions(shape, dtype, args.device), 0.5 if args.short else 8.0
@@ -151,7 +154,6 @@ def main() -> None:
         times = device_medians(timed, seconds) if on_gpu else interleaved_medians(timed, args.device, seconds)
         dtype_name = str(dtype).removeprefix("torch.")
         size = torch.Size(shape).numel() * dtype.itemsize
-        print(f"{shape} {dtype_name}: torch.exp {times['exp'] * 1e3:.3f} ms")
         for name, seconds in times.items():
             ratio = seconds / times["exp"]
             share = PASSES[name] * times["copy"] / (PASSES["copy"] * seconds)
