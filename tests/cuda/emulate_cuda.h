@@ -471,6 +471,9 @@ T& strided(const Global<T>& position, int stride, int times) {
   return position[static_cast<int64_t>(stride) * times];
 }
 
+inline int computed_here(int x) { return x; }
+inline int64_t computed_here(int64_t x) { return x; }
+
 inline float exp2_approximate(float x) {
   if (fabsf(x) < 0x1p-126f) return 1;  // exact, as the manual says; subnormal numbers count as zero
   return emulation::approximate(x, ::exp2(static_cast<double>(x)), 0x1p-22);

@@ -84,6 +84,7 @@ def test_a_mistake_is_named(self_test, name):
 BI_WKV = "_bi_wkv/bi_wkv_cuda"
 BI_WKV_BACKWARD = "_bi_wkv/bi_wkv_cuda_bwd.cu"
 BI_WKV_FAST = "_bi_wkv/bi_wkv_fast.cuh"
+BI_WKV_SUMS = "_bi_wkv/bi_wkv_sums.cuh"
 TILE = "_bi_wkv/bi_wkv_tile.cuh"
 Q_SHIFT = "_q_shift/q_shift_cuda"
 Q_SHIFT_BACKWARD = "_q_shift/q_shift_cuda_bwd.cu"
@@ -93,14 +94,14 @@ DTYPES = "common/dtypes.h"
 # name: (kernels that are built, file, text, its replacement, part of the error or "" where results are wrong)
 FAULTS = {
     "dropped_barrier_after_the_maxima": (
-        BI_WKV, BI_WKV_BACKWARD, "loaded, channel);\n    __syncthreads();\n", "loaded, channel);\n", "shared"),
+        BI_WKV, BI_WKV_SUMS, "loaded, channel);\n    __syncthreads();\n", "loaded, channel);\n", "shared"),
     "dropped_barrier_between_the_sums": (
         BI_WKV, BI_WKV_BACKWARD, "    __syncthreads();\n    if (fast) {\n      gradients.find_ab",
         "    if (fast) {\n      gradients.find_ab", "shared"),
     "dropped_barrier_before_the_shares": (
         BI_WKV, BI_WKV_BACKWARD, "    __syncthreads();\n    memory.tokens.write", "    memory.tokens.write", "race"),
     "dropped_barrier_of_the_scan": (
-        BI_WKV, "_bi_wkv/bi_wkv_sums.cuh", "      __syncthreads();\n    }\n    ScaledSum<acc_t> entering",
+        BI_WKV, BI_WKV_SUMS, "      __syncthreads();\n    }\n    ScaledSum<acc_t> entering",
         "    }\n    ScaledSum<acc_t> entering", "shared"),
     "segment_ends_one_step_early": (
         BI_WKV, BI_WKV_FAST, "power = memory.powers[Block<scalar_t>::kLength];",

@@ -15,42 +15,31 @@ namespace {
 
 // One thread's part of a tile of either kernel, up to the sums of a and b that leave its segment.
 template <typename scalar_t>
-struct Task {
+struct Task : Part<scalar_t, true> {
   using acc_t = accumulate_t<scalar_t>;
+  using Base = Part<scalar_t, true>;
+  using Base::channel, Base::fast, Base::loaded, Base::memory, Base::segment;
   const Inputs<scalar_t>& in;
   const Tiling& tiling;
   const Tile& tile;
-  Segment<scalar_t> segment;
-  Memory<scalar_t> memory;
-  Channel<acc_t> channel;
-  bool fast;
   FastSegment<scalar_t> tokens{};
   FastGradients<scalar_t> gradients{};
 
   // `safe_gradients` is a variable of the kernel: as a member it would take the whole task to local memory.
   __device__ __forceinline__ Task(const Inputs<scalar_t>& in, Global<const ScaledSum<acc_t>> entering,
                                   const Tiling& tiling, const Tile& tile, SafeGradients<scalar_t>& safe_gradients)
-      : in(in),
-        tiling(tiling),
-        tile(tile),
-        segment(tile),
-        memory(tiling, segment),
-        channel(load_channel(in, tile, segment)),
-        fast(is_fast<scalar_t>(tiling, channel)) {
-    const Loaded<scalar_t, true> loaded(in, places());
-    write_maximum_and_powers(memory, segment, loaded, channel);
-    __syncthreads();
+      : Base(in, tiling, tile), in(in), tiling(tiling), tile(tile) {
     if (fast) {
       weigh(loaded, memory, segment, largest_entering(entering, tiling, tile, segment, channel.w), tokens);
       tokens.sum_tokens(memory.tokens, segment.index);
     } else {  // count: 0
-      SafeSegment<scalar_t>(in, tiling, tile, segment, channel).sum_tokens(memory.tokens);
+      SafeSegment<scalar_t>(in, tiling, tile, segment).sum_tokens(memory.tokens);
     }
     __syncthreads();
     if (fast) {
       gradients.find_ab(tokens, loaded, memory, into_segment(memory.tokens, entering, acc_t(1)), segment.index);
     } else {  // count: 0
-      const SafeSegment<scalar_t> safe(in, tiling, tile, segment, channel);
+      const SafeSegment<scalar_t> safe(in, tiling, tile, segment);
       safe_gradients.find_ab(safe, safe.around(memory.tokens, load_entering(entering, tiling, tile, segment)),
                              memory.ab);
     }
@@ -96,7 +85,7 @@ __global__ void __launch_bounds__(Block<scalar_t>::kMaxThreads, Block<scalar_t>:
       task.gradients.write_gradients(task.tokens, ab, task.places(), grad_k, grad_v);
       shares = task.gradients.shares(task.tokens, ab);
     } else {  // count: 0
-      const SafeSegment<scalar_t> safe(in, tiling, tile, segment, task.channel);
+      const SafeSegment<scalar_t> safe(in, tiling, tile, segment);
       shares = safe_gradients.write_gradients(
           safe, safe.around(memory.tokens, load_entering(entering, tiling, tile, segment)),
           safe.around(memory.ab, load_entering(entering_ab, tiling, tile, segment)), grad_k, grad_v);
@@ -110,8 +99,9 @@ __global__ void __launch_bounds__(Block<scalar_t>::kMaxThreads, Block<scalar_t>:
       for (int other = 0; other < tiling.segments; ++other) {  // count: segments, unrolled 4
         total = total.plus(memory.tokens.read(other, 0));
       }
-      partials[sums_index(tiling, tile, segment.channel, 0)] = total.num;
-      partials[sums_index(tiling, tile, segment.channel, 1)] = total.den;
+      const SumsPlace place(tiling, tile, segment.channel);
+      partials[place.to_end] = total.num;
+      partials[place.to_start()] = total.den;
     }
     __syncthreads();  // before the next tile overwrites shared memory
   });

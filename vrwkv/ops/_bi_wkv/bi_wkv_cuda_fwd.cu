@@ -10,26 +10,21 @@ template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
 __global__ void __launch_bounds__(Block<scalar_t>::kMaxThreads, Block<scalar_t>::kForwardBlocks)
     forward_kernel(Inputs<scalar_t> in, Global<const ScaledSum<acc_t>> entering, Global<scalar_t> y, Tiling tiling) {
   each_tile<scalar_t, true>(tiling, [&](const Tile& tile) {
-    const Segment<scalar_t> segment(tile);
-    const Memory<scalar_t> memory(tiling, segment);
-    const Channel<acc_t> channel = load_channel(in, tile, segment);
-    const bool fast = is_fast<scalar_t>(tiling, channel);
-    const Loaded<scalar_t, false> loaded(in, Tokens<scalar_t>(tiling, tile, segment, fast));
-    write_maximum_and_powers(memory, segment, loaded, channel);
-    __syncthreads();
+    const Part<scalar_t, false> part(in, tiling, tile);
+    const auto& [segment, memory, channel, fast, loaded] = part;
     FastSegment<scalar_t> tokens{};
     if (fast) {
       weigh(loaded, memory, segment, largest_entering(entering, tiling, tile, segment, channel.w), tokens);
       tokens.sum_tokens_around(memory.tokens, segment.index);
     } else {  // count: 0
-      SafeSegment<scalar_t>(in, tiling, tile, segment, channel).sum_tokens(memory.tokens);
+      SafeSegment<scalar_t>(in, tiling, tile, segment).sum_tokens(memory.tokens);
     }
     __syncthreads();
     if (fast) {
       tokens.add_entering(memory, find_entering(in, memory.tokens, memory, entering, tiling, tile, segment, acc_t(1)));
       tokens.write_outputs(Tokens<scalar_t>(tiling, tile, segment, fast), y);
     } else {  // count: 0
-      const SafeSegment<scalar_t> safe(in, tiling, tile, segment, load_channel(in, tile, segment));
+      const SafeSegment<scalar_t> safe(in, tiling, tile, segment);
       safe.write_outputs(safe.around(memory.tokens, load_entering(entering, tiling, tile, segment)), y);
     }
     __syncthreads();  // before the next tile overwrites shared memory

@@ -183,9 +183,12 @@ __device__ __forceinline__ void weigh(const Loaded<scalar_t, kGradients>& loaded
 template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
 __device__ __forceinline__ acc_t largest_entering(Global<const ScaledSum<acc_t>> entering, const Tiling& tiling,
                                                   const Tile& tile, const Segment<scalar_t>& segment, acc_t w) {
-  if (tiling.tiles == 1) return kEmpty;
-  const Around<ScaledSum<acc_t>> sums = load_entering(entering, tiling, tile, segment);
-  return fmax(sums.before.key - sums.before.gap * w, sums.after.key - sums.after.gap * w);
+  acc_t largest = kEmpty;
+  if (tiling.tiles > 1) {  // count: tiles > 1
+    const Around<ScaledSum<acc_t>> sums = load_entering(entering, tiling, tile, segment);
+    largest = fmax(sums.before.key - sums.before.gap * w, sums.after.key - sums.after.gap * w);
+  }
+  return largest;
 }
 
 // What enters the segment, relative to e^scale as the sums of the block's segments are. The sums of tiles and w are

@@ -1,5 +1,6 @@
 // Segments of channels whose decay or bonus is too steep for one reference: each sum has a scale of its own, and tokens
-// are read again on every pass. Slow and rare; the sums lie in local memory.
+// are read again on every pass. Slow and rare; the sums lie in local memory, and nothing of it is computed before the
+// branch that leads here.
 #pragma once
 
 #include "bi_wkv_tile.cuh"
@@ -14,17 +15,17 @@ struct SafeSegment {
   static constexpr int kLength = Block<scalar_t>::kLength;
 
   const Inputs<scalar_t>& in;
-  const Segment<scalar_t>& segment;
+  Segment<scalar_t> segment;
   int64_t offset, stride;
   SafeScan<acc_t> scan;
 
   __device__ __forceinline__ SafeSegment(const Inputs<scalar_t>& in, const Tiling& tiling, const Tile& tile,
-                                         const Segment<scalar_t>& segment, const Channel<acc_t>& channel)
+                                         const Segment<scalar_t>& segment)
       : in(in),
-        segment(segment),
-        offset(tile.offset + segment.first(tiling.channels)),
+        segment(segment.computed_here()),
+        offset(tile.offset + this->segment.first(tiling.channels)),
         stride(tiling.channels),
-        scan(channel) {}
+        scan(load_channel(in, tile, this->segment)) {}
 
   __device__ __forceinline__ int64_t at(int i) const { return offset + i * stride; }
   __device__ __forceinline__ acc_t key(int i) const {

@@ -7,6 +7,27 @@
 namespace vrwkv {
 namespace {
 
+// One thread's part of a tile as every kernel begins with it: its tokens are loaded, and all segments' largest keys are
+// in shared memory.
+template <typename scalar_t, bool kGradients>
+struct Part {
+  Segment<scalar_t> segment;
+  Memory<scalar_t> memory;
+  Channel<accumulate_t<scalar_t>> channel;
+  bool fast;
+  Loaded<scalar_t, kGradients> loaded;
+
+  __device__ __forceinline__ Part(const Inputs<scalar_t>& in, const Tiling& tiling, const Tile& tile)
+      : segment(tile),
+        memory(tiling, segment),
+        channel(load_channel(in, tile, segment)),
+        fast(is_fast<scalar_t>(tiling, channel)),
+        loaded(in, Tokens<scalar_t>(tiling, tile, segment, fast)) {
+    write_maximum_and_powers(memory, segment, loaded, channel);
+    __syncthreads();
+  }
+};
+
 // The sums that leave a tile towards either end. The segments' sums are relative to e^(sign * reference)
 // where they are `fast`.
 template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
@@ -26,8 +47,9 @@ __device__ __forceinline__ void store_tile_sums(const Memory<scalar_t>& memory, 
       to_end = sums.before(tiling.segments, nothing<acc_t>(), w);
       to_start = sums.after(-1, nothing<acc_t>(), w);
     }
-    leaving[sums_index(tiling, tile, segment.channel, 0)] = to_end;
-    leaving[sums_index(tiling, tile, segment.channel, 1)] = to_start;
+    const SumsPlace place(tiling, tile, segment.channel);
+    leaving[place.to_end] = to_end;
+    leaving[place.to_start()] = to_start;
   }
 }
 
@@ -36,19 +58,14 @@ template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
 __global__ void __launch_bounds__(Block<scalar_t>::kMaxThreads, Block<scalar_t>::kForwardBlocks)
     sum_tiles_kernel(Inputs<scalar_t> in, Global<ScaledSum<acc_t>> leaving, Tiling tiling) {
   each_tile<scalar_t, false>(tiling, [&](const Tile& tile) {
-    const Segment<scalar_t> segment(tile);
-    const Memory<scalar_t> memory(tiling, segment);
-    const Channel<acc_t> channel = load_channel(in, tile, segment);
-    const bool fast = is_fast<scalar_t>(tiling, channel);
-    const Loaded<scalar_t, false> loaded(in, Tokens<scalar_t>(tiling, tile, segment, fast));
-    write_maximum_and_powers(memory, segment, loaded, channel);
-    __syncthreads();
+    const Part<scalar_t, false> part(in, tiling, tile);
+    const auto& [segment, memory, channel, fast, loaded] = part;
     FastSegment<scalar_t> tokens{};
     if (fast) {
       weigh(loaded, memory, segment, acc_t(kEmpty), tokens);
       tokens.sum_tokens(memory.tokens, segment.index);
     } else {  // count: 0
-      SafeSegment<scalar_t>(in, tiling, tile, segment, channel).sum_tokens(memory.tokens);
+      SafeSegment<scalar_t>(in, tiling, tile, segment).sum_tokens(memory.tokens);
     }
     __syncthreads();
     store_tile_sums(memory, memory.tokens, segment, leaving, tiling, tile, fast, acc_t(1), channel.w);

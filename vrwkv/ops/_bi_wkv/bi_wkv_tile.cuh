@@ -35,8 +35,9 @@ struct Block {
 // How one call is cut.
 struct Tiling {
   int64_t batch, tokens, channels;
-  int tiles, groups;  // tiles of tokens in an image, groups of channels
-  int segments;       // of a tile
+  int tiles, groups;               // tiles of tokens in an image, groups of channels
+  int segments;                    // of a tile
+  int last_tokens, last_channels;  // of the last tile and group
 
   Tasks tasks() const { return {groups, tiles, batch}; }
 };
@@ -47,12 +48,15 @@ Tiling make_tiling(int64_t batch, int64_t tokens, int64_t channels) {
   using B = Block<scalar_t>;
   const int64_t segments = divide_up(tokens, B::kLength);
   const int64_t each = divide_up(segments, divide_up(segments, kMaxSegments));
+  const int64_t tiles = divide_up(segments, each), groups = divide_up(channels, B::kChannels);
   return {batch,
           tokens,
           channels,
-          static_cast<int>(divide_up(segments, each)),
-          static_cast<int>(divide_up(channels, B::kChannels)),
-          static_cast<int>(each)};
+          static_cast<int>(tiles),
+          static_cast<int>(groups),
+          static_cast<int>(each),
+          static_cast<int>(tokens - (tiles - 1) * each * B::kLength),
+          static_cast<int>(channels - (groups - 1) * B::kChannels)};
 }
 
 // Where a tile lies, the same for all threads of its block.
@@ -73,13 +77,12 @@ __device__ __forceinline__ void each_tile(const Tiling& tiling, const Function& 
     for (int y = blockIdx.y; y < tiling.tiles; y += gridDim.y) {
       for (int x = blockIdx.x; x < tiling.groups; x += gridDim.x) {
         const int64_t image = kReversed ? tiling.batch - 1 - z : z;
-        const int index = kReversed ? tiling.tiles - 1 - y : y;
+        const int index = kReversed ? tiling.tiles - 1 - y : y, group = kReversed ? tiling.groups - 1 - x : x;
         const int64_t first = static_cast<int64_t>(index) * length;
-        const int64_t first_channel = static_cast<int64_t>(kReversed ? tiling.groups - 1 - x : x) * B::kChannels;
-        const int64_t tokens = tiling.tokens - first, channels = tiling.channels - first_channel;
+        const int64_t first_channel = static_cast<int64_t>(group) * B::kChannels;
         function(Tile{image, index, first_channel, (image * tiling.tokens + first) * tiling.channels + first_channel,
-                      static_cast<int>(tokens < length ? tokens : length),
-                      static_cast<int>(channels < B::kChannels ? channels : B::kChannels)});
+                      index == tiling.tiles - 1 ? tiling.last_tokens : length,
+                      group == tiling.groups - 1 ? tiling.last_channels : B::kChannels});
       }
     }
   }
@@ -98,6 +101,13 @@ struct Segment {
     tokens = left < 0 ? 0 : (left < B::kLength ? left : B::kLength);
   }
   __device__ __forceinline__ bool exists(const Tile& tile) const { return channel < tile.channels; }
+  // The same, opaque to the compiler.
+  __device__ __forceinline__ Segment computed_here() const {
+    Segment copy = *this;
+    copy.index = vrwkv::computed_here(index);
+    copy.channel = vrwkv::computed_here(channel);
+    return copy;
+  }
   // Offset of its first token from the tile's, in a tensor that has `stride` elements from token to token.
   template <typename index_t>
   __device__ __forceinline__ index_t first(index_t stride) const {
@@ -199,11 +209,18 @@ struct Around {
   Sum before, after;
 };
 
-// Where sums of a tile lie in a workspace (2, B, tiles, C): those towards the end first.
-inline __device__ int64_t sums_index(const Tiling& tiling, const Tile& tile, int channel, int direction) {
-  return ((direction * tiling.batch + tile.image) * tiling.tiles + tile.index) * tiling.channels + tile.first_channel +
-         channel;
-}
+// Where sums of a tile lie in a workspace (2, B, tiles, C): those towards the end; those towards the start lie
+// `distance` behind them.
+struct SumsPlace {
+  int64_t to_end, distance;
+
+  __device__ __forceinline__ SumsPlace(const Tiling& tiling, const Tile& tile, int channel)
+      : to_end((computed_here(tile.image) * tiling.tiles + tile.index) * tiling.channels + tile.first_channel +
+               channel),
+        distance(tiling.batch * tiling.tiles * tiling.channels) {}
+
+  __device__ __forceinline__ int64_t to_start() const { return to_end + distance; }
+};
 
 // What enters the tile, where there are several.
 template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
@@ -211,8 +228,8 @@ __device__ __forceinline__ Around<ScaledSum<acc_t>> load_entering(Global<const S
                                                                   const Tiling& tiling, const Tile& tile,
                                                                   const Segment<scalar_t>& segment) {
   if (tiling.tiles == 1 || !segment.exists(tile)) return {nothing<acc_t>(), nothing<acc_t>()};
-  return {entering[sums_index(tiling, tile, segment.channel, 0)],
-          entering[sums_index(tiling, tile, segment.channel, 1)]};
+  const SumsPlace place(tiling, tile, segment.channel);
+  return {entering[place.to_end], entering[place.to_start()]};
 }
 
 // The block's shared memory.

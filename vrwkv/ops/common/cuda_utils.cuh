@@ -63,6 +63,17 @@ __device__ __forceinline__ T& strided(T* position, int stride, int times) {
   return *reinterpret_cast<T*>(reinterpret_cast<Byte*>(position) + bytes);
 }
 
+// `x`, opaque to the compiler: what follows from it is computed here, not before the branch or loop around, where it
+// would hold registers and often be computed in vain.
+__device__ __forceinline__ int computed_here(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+__device__ __forceinline__ int64_t computed_here(int64_t x) {
+  asm volatile("" : "+l"(x));
+  return x;
+}
+
 // 2^x with a relative error below 2^-22 and 1 / x with one below 2^-23, by one instruction each: subnormal numbers
 // count as zero.
 __device__ __forceinline__ float exp2_approximate(float x) {
