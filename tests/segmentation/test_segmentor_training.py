@@ -30,7 +30,7 @@ def test_same_numbers_again(run, config_path, checkpoint, test_segmentor, capsys
 
 
 def test_resumed_training(run, config_path, train_segmentor, tmp_path):
-    """Resumes with the optimizer's state; the first iteration after it starts from the same weights."""
+    """Resumes with the optimizer's state from the same weights, and draws its curves in its own folder."""
     argv = [str(config_path), "--work-dir", str(tmp_path / "work")]
     assert train_segmentor([*argv, "--cfg-options", "train_cfg.max_iters=2"]) == 0
     half = read(tmp_path / "work" / "iter_2.pth")
@@ -39,6 +39,11 @@ def test_resumed_training(run, config_path, train_segmentor, tmp_path):
     steps = [next(iter(each["optimizer"]["state"].values()))["step"].item() for each in (half, full)]
     assert steps == [2, 4]
     torch.testing.assert_close(half["state_dict"], read(run / "iter_2.pth")["state_dict"])
+    steps = [
+        [json.loads(line)["step"] for line in path.read_text().splitlines()]
+        for path in sorted((tmp_path / "work").glob("*/vis_data/scalars.json"))
+    ]
+    assert steps == [[1, 2, 2], [3, 4, 4]]  # the last is the validation's
 
 
 def test_two_processes(config_path, test_segmentor, subprocess_environment, tmp_path):

@@ -87,7 +87,6 @@ def test(
     """
     with tempfile.TemporaryDirectory() as work_dir:  # the Runner's log
         cfg = _prepare(config, work_dir, options, ("test_dataloader",))
-        # mmengine keeps one visualizer per name for the life of the process, and this one's folder will be gone.
         cfg.visualizer = None
         cfg.load_from = None
         cfg.model.backbone.init_cfg = None
@@ -141,6 +140,9 @@ def _replace_sync_bn(settings: Any) -> None:
 
 def _build(cfg: Config) -> StrictRunner:
     read_checkpoints_safely()
-    cfg.experiment_name = uuid.uuid4().hex  # mmengine names by the second, and runs of one name share their logs
+    # mmengine keeps loggers and visualizers by name for the life of the process: of one name they share the first's folder.
+    cfg.experiment_name = uuid.uuid4().hex  # mmengine's own changes by the second
+    if cfg.get("visualizer"):
+        cfg.visualizer.name = cfg.experiment_name  # "visualizer" in mmsegmentation's configs
     with config_errors(CANNOT):
         return StrictRunner.from_cfg(cfg)
