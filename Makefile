@@ -95,7 +95,7 @@ app: $(DIGITS).trained $(SCENES).trained
 	$(BIN)/python tools/app.py --examples data/digits/samples --seg-examples data/digit_scenes/images/val
 
 test: build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # The wheel is made from the source distribution: it holds nothing that lies about here, and that one is complete.
 wheel: build
