@@ -36,12 +36,14 @@ def keep_freed_memory() -> None:
     torch.empty(31 << 20, dtype=torch.uint8)
 
 
-def interleaved_medians(functions: Mapping[str, Callable[[], Any]], device: str, seconds: float) -> dict[str, float]:
+def interleaved_medians(
+    functions: Mapping[str, Callable[[], Any]], device: str, seconds: float, least: int = 3
+) -> dict[str, float]:
     """Median time of each function in seconds, from rounds that call each in turn.
 
     Interleaving lets a change of the machine's speed meet all functions alike. In each round a function that takes less
     than a second is called twice and the second call timed, so that what ran before does not decide which of its
-    tensors lie in cache. There are at least 3 rounds, and as many as fit into ``seconds``, up to 100.
+    tensors lie in cache. There are at least ``least`` rounds, and as many as fit into ``seconds``, up to 100.
     """
 
     def call(function: Callable[[], Any]) -> float:
@@ -61,7 +63,7 @@ def interleaved_medians(functions: Mapping[str, Callable[[], Any]], device: str,
 
         return timed
 
-    return _medians({name: timer(function) for name, function in functions.items()}, 3, 100, seconds)
+    return _medians({name: timer(function) for name, function in functions.items()}, least, 100, seconds)
 
 
 def device_medians(functions: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, float]:

@@ -38,6 +38,8 @@ OURS = {
 }
 PEERS = ("efficientvit_b1", "efficientvit_b2", "pvt_v2_b0", "convnext_tiny")
 BARE = {"vrwkv_tiny backbone": "vrwkv_tiny_patch16_224", "vrwkv_small backbone": "vrwkv_small_patch16_224"}
+ROUNDS = {4096: 1}
+"""Where a round takes minutes."""
 LARGEST = {"vrwkv_tiny adapter UPerNet": 1024}  # in pixels, where memory or patience ends
 
 
@@ -144,7 +146,8 @@ def main() -> None:
     for pixels in args.pixels:
         names = [name for name in (*OURS, *BARE, *PEERS) if pixels <= LARGEST.get(name, pixels)]
         print(f"{pixels} px")
-        times = interleaved_medians({name: runner(name, pixels) for name in names}, "cpu", 12.0)
+        runners = {name: runner(name, pixels) for name in names}
+        times = interleaved_medians(runners, "cpu", 12.0, ROUNDS.get(pixels, 3))
         for name, seconds in times.items():
             gmac = multiply_adds(name, pixels)
             gib = measure_peak(name, pixels, args.threads) / 2**30
