@@ -2,9 +2,9 @@
 
 python benchmarks/run_training.py [--steps 40] [--threads 2]
 
-The loop trains VRWKV-T by its recipe, with averaged weights, 8 pictures of 224 pixels a step. Its own time is that of a
-step without data, forward and loss, backward, and optimizer (clipping and averaging among it). The loaders read the same
-JPEG files with the same transforms, a worker each. Prints, and writes training.csv.
+The loop trains VRWKV-T by its recipe, with averaged weights, 8 pictures of 224 pixels a step. Its own time is what a
+step takes beside data, forward and loss, backward, and optimizer (with clipping and averaging). The loaders read the
+same JPEG files with the same transforms, a worker each. Prints, and writes training.csv.
 """
 
 import argparse

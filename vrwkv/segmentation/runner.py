@@ -140,7 +140,7 @@ def _replace_sync_bn(settings: Any) -> None:
 
 def _build(cfg: Config) -> StrictRunner:
     read_checkpoints_safely()
-    # mmengine keeps loggers and visualizers by name for the life of the process: of one name they share the first's folder.
+    # mmengine keeps loggers and visualizers by name for the life of the process: one name, one folder, the first's.
     cfg.experiment_name = uuid.uuid4().hex  # mmengine's own changes by the second
     if cfg.get("visualizer"):
         cfg.visualizer.name = cfg.experiment_name  # "visualizer" in mmsegmentation's configs
