@@ -22,7 +22,7 @@ if "CUDA_HOME" not in os.environ and Path("/usr/local/cuda/bin/nvcc").is_file():
 import torch
 from torch.utils import cpp_extension
 
-STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030a0000"]
+STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # torch adds that of CPython's limited API
 OLD_GLIBC = ["-include", str(Path(__file__).resolve().parent / "vrwkv/ops/common/old_glibc.h")]
 CXX_FLAGS = [
     "-O3",

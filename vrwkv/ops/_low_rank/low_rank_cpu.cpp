@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kMaxTile = 8;  // tokens that share what is loaded of a matrix
 
-// What a tile of tokens is computed from; `x`, `y` only for mixes.
+// What a tile of tokens is computed from; `x` and `y` are null but for mixes.
 template <typename scalar_t>
 struct Arguments {
   using acc_t = accumulate_t<scalar_t>;
@@ -38,7 +38,7 @@ VRWKV_INLINE Lanes<acc_t, Bytes> tanh(const Lanes<acc_t, Bytes>& x) {
 }
 
 // out_j = weight, or x + (y - x) * weight, with weight = offset_j + tanh(h_j) @ matrix_j.
-template <typename scalar_t, bool Mix>
+template <typename scalar_t>
 struct LowRank {
   using acc_t = accumulate_t<scalar_t>;
 
@@ -72,7 +72,7 @@ struct LowRank {
       for (int b = 0; b < Blocks; ++b) {
         const int64_t at = (token + i) * a.channels + c + b * kLane;
         L result = sums[i][b];
-        if constexpr (Mix) {
+        if (a.x != nullptr) {
           const L x = read_block<scalar_t, Bytes>(a.x + at, count);
           result = x + (read_block<scalar_t, Bytes>(a.y + at, count) - x) * result;
         }
@@ -115,12 +115,12 @@ struct LowRank {
   }
 };
 
-template <bool Mix, typename scalar_t>
+template <typename scalar_t>
 void low_rank_tokens(const Arguments<scalar_t>& arguments, int64_t tokens) {
   using acc_t = accumulate_t<scalar_t>;
   constexpr int64_t kGrain = 64;  // tokens that are worth a thread, a multiple of every tile
   static const auto function =
-      Dispatch<LowRank<scalar_t, Mix>, const Arguments<scalar_t>&, acc_t*, int64_t, int64_t>::pick();
+      Dispatch<LowRank<scalar_t>, const Arguments<scalar_t>&, acc_t*, int64_t, int64_t>::pick();
   torch::stable::parallel_for(0, (tokens + kGrain - 1) / kGrain, 1, [&](int64_t first, int64_t last) {
     const std::unique_ptr<acc_t[]> t(new acc_t[kMaxTile * arguments.rank]);
     function(arguments, t.get(), first * kGrain, std::min(last * kGrain, tokens));
@@ -142,7 +142,7 @@ Tensor low_rank(const Tensor& h, const Tensor& matrix, const Tensor& offset) {
                                         {out.mutable_data_ptr<scalar_t>()},
                                         matrix_.size(0),
                                         matrix_.size(1)};
-    low_rank_tokens<false>(arguments, h_.size(0) * h_.size(1));
+    low_rank_tokens(arguments, h_.size(0) * h_.size(1));
   });
   return out;
 }
@@ -166,7 +166,7 @@ std::vector<Tensor> low_rank_mix(const Tensor& x, const Tensor& y, const Tensor&
                                   matrices_.size(1),
                                   matrices_.size(2)};
     for (Tensor& out : outs) arguments.outs.push_back(out.mutable_data_ptr<scalar_t>());
-    low_rank_tokens<true>(arguments, x_.size(0) * x_.size(1));
+    low_rank_tokens(arguments, x_.size(0) * x_.size(1));
   });
   return outs;
 }

@@ -107,12 +107,12 @@ void store_share(const acc_t* rows, const Chunk<acc_t>& chunk, const Sequence& s
   }
 }
 
-// Run Kernel<acc_t, width>, compiled for the width that the published models have and, as 0, for any.
+// Run Kernel<acc_t, width>, compiled for any width, as 0, and in float for the one that the published models have.
 template <template <typename, int64_t> class Kernel, typename acc_t, typename... Args>
 void run_for_width(int64_t width, Args... args) {
   constexpr int64_t kUsual = 64;
   static const auto general = Dispatch<Kernel<acc_t, 0>, Args...>::pick();
-  static const auto usual = Dispatch<Kernel<acc_t, kUsual>, Args...>::pick();
+  static const auto usual = Dispatch<Kernel<acc_t, std::is_same_v<acc_t, float> ? kUsual : 0>, Args...>::pick();
   (width == kUsual ? usual : general)(args...);
 }
 
