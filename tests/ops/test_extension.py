@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import vrwkv
+from vrwkv.ops import _extension
 
 USE = """
 import torch
@@ -40,6 +41,18 @@ def test_a_missing_binary_is_named_once(tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"
     assert result.stderr.count("pip install .") == 1
+
+
+@pytest.mark.skipif("cpu" not in _extension.NATIVE_DEVICES, reason="the compiled ops are not built")
+def test_cuda_kernels_that_cannot_be_loaded_leave_the_others(tmp_path):
+    """As where they need the runtime of another major version of CUDA than torch brings."""
+    shutil.copytree(Path(vrwkv.__file__).parent, tmp_path / "vrwkv", ignore=shutil.ignore_patterns("_cuda*"))
+    (tmp_path / "vrwkv" / "_cuda.abi3.so").write_bytes(b"no library")
+    result = run(f"import torch; torch.version.cuda = '13.0'\n{USE}", tmp_path, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "['cpu', 'meta']"
+    assert result.stderr.count("cannot be loaded beside torch") == 1
+    assert "for CUDA 13.0" in result.stderr
 
 
 def test_an_unknown_backend_is_an_error(tmp_path):

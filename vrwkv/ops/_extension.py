@@ -39,8 +39,17 @@ def _load(backend: str) -> frozenset[str]:
     devices = {"cpu", "meta"}
     cuda = _PACKAGE / "_cuda.abi3.so"
     if torch.version.cuda and cuda.is_file():
-        torch.ops.load_library(str(cuda))
-        devices.add("cuda")
+        try:
+            torch.ops.load_library(str(cuda))
+            devices.add("cuda")
+        except OSError as error:
+            warnings.warn(
+                f"vrwkv runs on its pure-torch ops on CUDA, because the compiled ones cannot be loaded beside torch "
+                f"{torch.__version__} for CUDA {torch.version.cuda} ({error.__cause__ or error}): take a torch for the "
+                "major version of CUDA that is missing, or build them with `pip install . --no-build-isolation` in a "
+                "checkout of vrwkv (needs that torch's nvcc)",
+                stacklevel=2,
+            )
     return frozenset(devices)
 
 
