@@ -2,6 +2,7 @@
 
 python tools/app.py                                             # the models of `make demo` and `make demo-seg`
 python tools/app.py --checkpoint output/run1/best.pth --config CONFIG --seg-checkpoint CHECKPOINT --port 8080
+python tools/app.py --checkpoint classifier.onnx --seg-checkpoint segmentor.onnx
 python tools/app.py --model vrwkv_tiny_patch16_224 --pretrained
 """
 
@@ -22,9 +23,9 @@ EXAMPLES = 10
 @command_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_classifier_arguments(parser, "tools/train.py")
-    parser.add_argument("--config", metavar="PATH", help="of the segmentor")
-    parser.add_argument("--seg-checkpoint", metavar="PATH", help="of the segmentor")
+    add_classifier_arguments(parser, "tools/train.py or export.py")
+    parser.add_argument("--config", metavar="PATH", help="of the segmentor, but for .onnx files")
+    parser.add_argument("--seg-checkpoint", metavar="PATH", help="of the segmentor, or of tools/export.py")
     parser.add_argument("--examples", type=Path, metavar="DIR", help="pictures to click on, the first ten of a folder")
     parser.add_argument("--seg-examples", type=Path, metavar="DIR", help="the same for segmentation")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves every machine (default: 127.0.0.1)")
@@ -52,23 +53,21 @@ def load_models(args: argparse.Namespace):
     """The classifier and the segmentor that are asked for; those of the demos, where there are any, for the rest."""
     from vrwkv.classification import load_classifier
 
-    if bool(args.config) != bool(args.seg_checkpoint):
-        raise UserError("required: --config and --seg-checkpoint together")
+    if args.config and not args.seg_checkpoint:
+        raise UserError("--config needs --seg-checkpoint")
     if not (args.checkpoint or args.model or args.pretrained) and DEMO.is_file():
         args.checkpoint = DEMO
-    if not args.config and SEG_DEMO.is_file():
+    if not args.seg_checkpoint and SEG_DEMO.is_file():
         args.config, args.seg_checkpoint = SEG_DEMO_CONFIG, SEG_DEMO.read_text().strip()
     classifier = segmentor = None
     if args.checkpoint or args.model or args.pretrained:
         classifier = load_classifier(args.checkpoint, args.model, args.pretrained, args.device)
-    if args.config:
+    if args.seg_checkpoint:
         from vrwkv.segmentation import load_segmentor
 
         segmentor = load_segmentor(args.config, args.seg_checkpoint, args.device)
     if classifier is None and segmentor is None:
-        raise UserError(
-            "no model: give --checkpoint, or --config with --seg-checkpoint, or run `make demo` and `make demo-seg`"
-        )
+        raise UserError("no model: give --checkpoint or --seg-checkpoint, or run `make demo` and `make demo-seg`")
     return classifier, segmentor
 
 

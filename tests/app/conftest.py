@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from support.colours import CLASSES, half_and_half, picture
-from support.scripts import REPOSITORY
+from support.small_segmentors import write_detail_config
 
 import vrwkv  # noqa: F401 # registers the models
 
@@ -54,14 +54,7 @@ def segmentor_paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pat
 
     folder = tmp_path_factory.mktemp("segmentor")
     config, checkpoint = folder / "config.py", folder / "weights.pth"
-    config.write_text(f"""
-_base_ = "{REPOSITORY / "configs/segmentation/vrwkv_detail_nano_digit_scenes.py"}"
-model = dict(
-    data_preprocessor=dict(size=(64, 64)),
-    backbone=dict(model_args=dict(img_size=64, embed_dim=16), detail_width=8),
-    decode_head=dict(in_channels=[16, 32, 16], channels=16),
-)
-""")
+    write_detail_config(config, size=64, width=8)
     from mmseg.apis import init_model
 
     torch.manual_seed(0)

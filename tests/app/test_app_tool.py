@@ -24,10 +24,11 @@ def no_demos(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "no model: give --checkpoint, or --config with --seg-checkpoint, or run `make demo` and `make demo-seg`"),
+        ([], "no model: give --checkpoint or --seg-checkpoint, or run `make demo` and `make demo-seg`"),
         (["--checkpoint", "missing.pth"], "checkpoint missing.pth does not exist"),
         (["--model", "test_vrwkv"], "required: --checkpoint PATH, or --model NAME with --pretrained"),
-        (["--config", "some.py"], "required: --config and --seg-checkpoint together"),
+        (["--config", "some.py"], "--config needs --seg-checkpoint"),
+        (["--seg-checkpoint", "missing.onnx"], "checkpoint missing.onnx does not exist"),
         (["--max-megapixels", "-1"], "--max-megapixels must be positive, not -1"),
         (["--max-megabytes", "0"], "--max-megabytes must be positive, not 0"),
         (["--port", "70000"], "--port must be 1 to 65535, not 70000"),

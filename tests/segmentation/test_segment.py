@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmseg.apis import MMSegInferencer, inference_model, init_model
 from PIL import Image
-from support.scripts import REPOSITORY
+from support.small_segmentors import write_detail_config
 
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import usable_amp
@@ -98,14 +98,7 @@ def test_odd_files(segment_main, config_path, checkpoint, tmp_path, capsys):
 def detail_model(config_path, scenes, tmp_path_factory):
     """A detail segmentor with random weights, which takes pictures whole, and its files."""
     folder = tmp_path_factory.mktemp("detail")
-    (folder / "config.py").write_text(f"""
-_base_ = "{REPOSITORY / "configs/segmentation/vrwkv_detail_nano_digit_scenes.py"}"
-model = dict(
-    data_preprocessor=dict(size=(32, 32)),
-    backbone=dict(model_args=dict(img_size=32, embed_dim=16), detail_width=4),
-    decode_head=dict(in_channels=[8, 16, 16], channels=8),
-)
-""")
+    write_detail_config(folder / "config.py", size=32, width=4)
     torch.manual_seed(0)
     model = init_model(str(folder / "config.py"), device="cpu")
     model.train()  # so that the norms learn their statistics, and folding them has something to do

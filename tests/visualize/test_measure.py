@@ -134,6 +134,7 @@ def test_votes_of_other_models(images: Tensor) -> None:
     bias = model.get_classifier().bias
     scores = logits.gather(1, classes[:, None])[:, 0] - logits.mean(1) - bias[classes] + bias.mean()
     torch.testing.assert_close(votes.sum((1, 2)), scores.detach())
+    torch.testing.assert_close(class_votes(model, images), class_votes(model, images, logits.argmax(1)))
     model = timm.create_model("test_vit", num_classes=3, img_size=64).eval()
     with pytest.raises(ValueError, match="features of patches is required, VisionTransformer has none"):
         class_votes(model, images, classes)

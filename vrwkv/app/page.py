@@ -113,10 +113,8 @@ def _classify(classifier: Classifier, image: Image.Image) -> tuple[dict[str, flo
 def _explain(classifier: Classifier, image: Image.Image, label: str) -> Figure | None:
     model = classifier.model
     batch = classifier.prepare(image)[None].to(classifier.device)  # (1, C, H, W)
-    with torch.no_grad():
-        best = model(batch).argmax(-1)
     try:
-        votes = class_votes(model, batch, best)[0]
+        votes = class_votes(model, batch)[0]
     except (ValueError, AttributeError):  # of timm's models, some have no patches that vote
         return None
     try:

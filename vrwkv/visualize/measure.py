@@ -45,7 +45,7 @@ def area_holding(field: Tensor, share: float) -> float:
     return (int((values < share * values[-1]).sum()) + 1) / len(values)
 
 
-def class_votes(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+def class_votes(model: nn.Module, images: Tensor, classes: Tensor | None = None) -> Tensor:
     """What each patch adds to the score of a class: its logit above the mean of all logits, which softmax ignores.
 
     The final features of a patch times the gradient of the score on them. Where the features are averaged over patches
@@ -55,7 +55,7 @@ def class_votes(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
         model: a timm model with `forward_intermediates` whose classifier is given features of patches, in evaluation
             mode.
         images: what the model is given, ``(B, C, H, W)``.
-        classes: an index for each image, ``(B,)``.
+        classes: an index for each image, ``(B,)``; ``None`` for the likeliest ones.
 
     Returns:
         ``(B, H', W')`` on the grid of patches, fp32, positive for the class and negative against it.
@@ -69,6 +69,8 @@ def class_votes(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     with torch.enable_grad():
         final = final.detach().requires_grad_()
         logits = model.forward_head(final)  # type: ignore[operator] # (B, classes)
+        if classes is None:
+            classes = logits.argmax(1)
         score = logits.gather(1, classes[:, None]).sum() - logits.mean(1).sum()
         (grad,) = torch.autograd.grad(score, final)
     votes = (final.detach() * grad).float()
