@@ -10,8 +10,11 @@ import torch
 from PIL import Image
 from support.scripts import REPOSITORY, load_tool
 from support.stir import stir
+from torch import nn
 
 from vrwkv.export import to_onnx
+from vrwkv.export.formats import OPSET
+from vrwkv.export.program import trace
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.onnx_model import OnnxModel
 
@@ -62,6 +65,22 @@ def test_logits_at_the_size_of_the_picture(segmentor, onnx_file):
         images = torch.randn(batch, 3, height, width)
         expected = segmentor.encode_decode(images, [{"img_shape": (height, width)}])
         torch.testing.assert_close(exported(images), expected, rtol=0, atol=2e-5 * expected.abs().max().item())
+
+
+@torch.no_grad()
+def test_pooling_of_upernet_serves_every_size(tmp_path):
+    """Maps smaller than the bins, and such that the bins part evenly and unevenly."""
+    import onnxruntime
+
+    from vrwkv.segmentation.uper_head import BinMeans
+
+    pool = nn.Sequential(nn.Conv2d(3, 2, 1), BinMeans(6))
+    torch.onnx.export(trace(pool, 3), f=tmp_path / "pool.onnx", opset_version=OPSET, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(str(tmp_path / "pool.onnx"))
+    for height, width in ((1, 4), (12, 7), (13, 36)):
+        images = torch.randn(2, 3, height, width)
+        (means,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        torch.testing.assert_close(torch.from_numpy(means), pool(images))
 
 
 def test_tool_takes_it_without_a_config(checkpoint, onnx_file, picture, tmp_path, capsys):

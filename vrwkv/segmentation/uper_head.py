@@ -1,12 +1,13 @@
 """UPerNet's head for large images."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmseg.models.decode_heads import UPerHead
 from mmseg.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @MODELS.register_module()
@@ -16,6 +17,11 @@ class LeanUPerHead(UPerHead):
     The last convolution runs over the levels one by one and adds up, in place of running over all of them concatenated;
     that of a coarse level runs before it is resized.
     """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for branch in self.psp_modules:
+            branch[0] = BinMeans(branch[0].output_size)
 
     def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
         """Features ``(B, channels, H, W)`` of backbone maps, the finest ``(B, C, H, W)``."""
@@ -57,3 +63,21 @@ class LeanUPerHead(UPerHead):
                 slice(max(0, row - 1), height - max(0, 1 - row)),
             )
             total[:, :, inside] += grown[:, :, source]
+
+
+class BinMeans(nn.AdaptiveAvgPool2d):
+    """Adaptive average pooling of which an exported graph serves every size: torch's own keeps the bins of one."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Means ``(B, C, bins, bins)`` of maps ``(B, C, H, W)``."""
+        if not torch.compiler.is_exporting():
+            return super().forward(input)
+        rows, columns = (_shares(self.output_size, side, input) for side in input.shape[2:])
+        return rows @ input @ columns.T
+
+
+def _shares(bins: Any, side: int, like: Tensor) -> Tensor:
+    """The weight of each of `side` pixels in the mean of each bin, ``(bins, side)``, as `like`; bins may overlap."""
+    pixel, bin = torch.arange(side, device=like.device), torch.arange(bins, device=like.device)[:, None]
+    first, behind = bin * side // bins, ((bin + 1) * side + bins - 1) // bins
+    return ((first <= pixel) & (pixel < behind)).to(like.dtype) / (behind - first)
