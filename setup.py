@@ -58,11 +58,12 @@ def build_native() -> bool:
 
 def build_cuda() -> bool:
     """Whether to build the CUDA kernels; an explicit VRWKV_CUDA=1 that cannot be met is an error."""
-    possible = torch.version.cuda is not None and cpp_extension.CUDA_HOME is not None
+    home = cpp_extension.CUDA_HOME  # any folder, of machines that have CUDA's libraries alone too
+    possible = torch.version.cuda is not None and home is not None and (Path(home) / "bin" / "nvcc").is_file()
     if wanted("VRWKV_CUDA") == "1" and not possible:
         raise SystemExit(
             f"VRWKV_CUDA=1 needs a CUDA build of torch (found {torch.__version__}) and nvcc "
-            f"(CUDA_HOME is {cpp_extension.CUDA_HOME}): install them, or leave VRWKV_CUDA unset"
+            f"(CUDA_HOME is {home}): install them, or leave VRWKV_CUDA unset"
         )
     return possible and wanted("VRWKV_CUDA") != "0"
 

@@ -92,6 +92,7 @@ def test_wheel_without_a_compiler(checkout, tmp_path, environment):
     [
         ({"CXX": "no-such-compiler", "VRWKV_NATIVE": "1"}, "VRWKV_NATIVE=1 needs a C++ compiler"),
         ({"VRWKV_NATIVE": "0", "VRWKV_CUDA": "1"}, "VRWKV_CUDA=1 needs the CPU kernels too"),
+        ({"VRWKV_CUDA": "1", "CUDA_HOME": "/nowhere"}, "nvcc (CUDA_HOME is /nowhere): install them"),
         ({"VRWKV_NATIVE": "yes"}, "VRWKV_NATIVE must be auto, 0 or 1, got 'yes'"),
     ],
 )
@@ -99,6 +100,11 @@ def test_builds_that_cannot_be(checkout, environment, message):
     result = setup(checkout, "--version", **environment)
     assert result.returncode != 0
     assert message in result.stderr
+
+
+def test_cuda_without_its_compiler_is_no_error(checkout, tmp_path):
+    result = setup(checkout, "--version", CUDA_HOME=str(tmp_path), VRWKV_CUDA="auto")
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(
