@@ -7,7 +7,12 @@ runs in a thread on the fast path:
     } else {  // count: 0
 
 with the names of the call's sizes. What is inlined from there counts so often, too; of a loop that the compiler has
-unrolled, with a rest that follows it, a copy of its body counts. Files with `_safe` in their name are not on that path.
+unrolled, with a rest that follows it, a copy of its body counts. A comment on the line before a call gives sizes of the
+function called:
+
+    // with: depth = 64, copies = 2
+
+Files with `_safe` in their name are not on that path.
 """
 
 import re
@@ -41,10 +46,10 @@ class Function:
 def parse(listing: str) -> dict[str, Function]:
     """The functions in what ``nvdisasm -c -gi`` prints, by their symbols."""
     functions: dict[str, Function] = {}
-    function, labels, frames, fresh, done = Function(), {}, (), True, False
+    function, labels, frames, fresh, done, end = Function(), {}, (), True, False, 0
     for line in listing.splitlines():
         if match := re.match(r"\.text\.(\S+):", line):
-            function, labels, frames, done = Function(), {}, (), False
+            function, labels, frames, done, end = Function(), {}, (), False, 0
             functions[match[1]] = function
         elif match := re.match(r"(\.L\S+|\$\S+):", line):
             done = done or match[1].startswith("$")  # a routine behind the kernel, such as the slow part of a division
@@ -52,14 +57,22 @@ def parse(listing: str) -> dict[str, Function]:
         elif match := re.match(r'\s*//## File "(.*?)", line (\d+)', line):
             frames = (*(() if fresh else frames), (match[1], int(match[2])))
             fresh = False
-        elif match := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(\S+)(.*?);", line):
+        elif match := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?(\S+)(.*?);", line):
+            predicate, opcode, operands = match.groups()
             fresh = True
-            if done or match[1] == "NOP":
+            if done or opcode == "NOP":
                 continue
             index = len(function.instructions)
-            function.instructions.append(Instruction(index, match[1], frames))
-            target = re.search(r"`\((\S+)\)", match[2])
-            if match[1].startswith("BRA") and target and labels.get(target[1], index) < index:
+            if opcode == "WARPSYNC.COLLECTIVE":  # behind the kernel: shuffles where lanes have parted
+                del function.instructions[end:]
+                function.loops = [loop for loop in function.loops if loop[1] < end]
+                done = True
+                continue
+            function.instructions.append(Instruction(index, opcode, frames))
+            if opcode == "EXIT" and not predicate:
+                end = index + 1
+            target = re.search(r"`\((\S+)\)", operands)
+            if opcode.startswith("BRA") and target and labels.get(target[1], index) < index:
                 function.loops.append((labels[target[1]], index))
     return functions
 
@@ -72,7 +85,7 @@ class Region:
     first: int
     last: int
     times: str
-    copies: int
+    copies: str
     is_loop: bool
 
     def place(self, frames: tuple[Frame, ...]) -> int | None:
@@ -88,16 +101,20 @@ class Region:
         place = self.place(instruction.frames)
         if place is None:
             return 1.0
-        times = float(eval(self.times, {"__builtins__": {}}, dict(sizes)))
+        callers = instruction.frames[place + 1 :]
+        sizes = dict(sizes) | {name: value for frame in reversed(callers) for name, value in given(*frame)}
+        times = _evaluate(self.times, sizes)
         if not self.is_loop:
             return times
-        loops = self._loops(function, instruction.frames[place + 1 :])
+        copies = _evaluate(self.copies, sizes)
+        loops = self._loops(function, callers)
         if not loops:
-            return times / self.copies
-        # Of several the longest has the copies; the others are the rest that it leaves.
-        first, last = max(loops, key=lambda loop: loop[1] - loop[0])
-        if first <= instruction.index <= last:
-            return times / self.copies
+            return times / copies
+        # The longest has the copies, and others like it where a loop around it is unrolled; shorter ones are the rest.
+        longest = max(last - first for first, last in loops)
+        bodies = [loop for loop in loops if copies == 1 or 5 * (loop[1] - loop[0]) >= 4 * longest]
+        if any(first <= instruction.index <= last for first, last in bodies):
+            return times / copies
         return float(instruction.frames[place][1] == self.first)  # what is done once before a loop
 
     def _loops(self, function: Function, callers: tuple[Frame, ...]) -> list[tuple[int, int]]:
@@ -110,13 +127,31 @@ class Region:
         return found
 
 
+def _evaluate(expression: str, sizes: Mapping[str, float]) -> float:
+    return float(eval(expression, {"__builtins__": {}}, dict(sizes)))
+
+
+@cache
+def _lines(file: str) -> list[str]:
+    return Path(file).read_text().splitlines()
+
+
+@cache
+def given(file: str, line: int) -> tuple[tuple[str, float], ...]:
+    """The sizes that a ``// with:`` comment above a line gives."""
+    lines = _lines(file)
+    match = re.match(r"\s*// with: (.*)$", lines[line - 2]) if 2 <= line <= len(lines) else None
+    pairs = [pair.split(" = ") for pair in match[1].split(", ")] if match else []
+    return tuple((name, _evaluate(value, {})) for name, value in pairs)
+
+
 @cache
 def regions(file: str) -> tuple[Region, ...]:
     """The blocks of a source file that have a ``// count:`` comment."""
-    lines = Path(file).read_text().splitlines()
+    lines = _lines(file)
     found = []
     for number, line in enumerate(lines):
-        match = re.search(r"\{  // count: ([^,]+)(?:, unrolled (\d+))?$", line)
+        match = re.search(r"\{  // count: ([^,]+)(?:, unrolled (\w+))?$", line)
         if not match:
             continue
         depth, last = 1, number
@@ -126,7 +161,7 @@ def regions(file: str) -> tuple[Region, ...]:
             depth += code.count("{") - code.count("}")
             if depth == 1 and code.strip().startswith("}") and "else" in code:
                 break  # the block ends where its alternative begins
-        found.append(Region(file, number + 1, last + 1, match[1], int(match[2] or 1), line.strip().startswith("for")))
+        found.append(Region(file, number + 1, last + 1, match[1], match[2] or "1", line.strip().startswith("for")))
     return tuple(found)
 
 
@@ -194,12 +229,15 @@ class Launch:
 
 @dataclass(frozen=True)
 class Call:
-    """``passes`` are times that a tensor of the call's shape crosses memory, ``merges`` the longest chain of those."""
+    """``passes`` are times that a tensor of the call's shape crosses memory, beside ``workspace`` bytes; ``merges`` and
+    ``waits`` the longest chains of merges and of loads that wait for those before them in their kernel."""
 
     op: str
     passes: int
     launches: list[Launch]
     merges: int = 0
+    waits: int = 0
+    workspace: int = 0
 
 
 def _up(a: int, b: int) -> int:
@@ -207,7 +245,11 @@ def _up(a: int, b: int) -> int:
 
 
 def _reduce(dtype: str, rows: int, columns: int, sums: int) -> Launch:
-    return Launch(f"reduce_rows_kernel<{dtype}>", sums * _up(columns, 32), 256, {"rows": rows})
+    return Launch(f"reduce_rows_kernel<{dtype}>", sums * _up(columns, 32), 1024, {"rows": rows})
+
+
+def _reduce_waits(rows: int) -> int:
+    return _up(rows, 32 * 8) - 1
 
 
 def bi_wkv_calls(shape: tuple[int, int, int], dtype: str) -> list[Call]:
@@ -230,7 +272,9 @@ def bi_wkv_calls(shape: tuple[int, int, int], dtype: str) -> list[Call]:
     last = [cut("backward_kernel"), _reduce("float", batch * tiles, channels, 2)]
     return [
         Call("bi_wkv", 5 if tiles > 1 else 3, [*before, cut("forward_kernel")], steps),
-        Call("bi_wkv backward", 10 if tiles > 1 else 5, [*before, *before_ab, *last], steps),
+        Call(
+            "bi_wkv backward", 10 if tiles > 1 else 5, [*before, *before_ab, *last], steps, _reduce_waits(batch * tiles)
+        ),
     ]
 
 
@@ -254,8 +298,35 @@ def q_shift_calls(shape: tuple[int, int, int], dtype: str) -> list[Call]:
     return [
         Call("q_shift", 2, [cut("shift_kernel", widest)]),
         Call("q_shift_mix", 1 + MIXES, [cut("mix_kernel", widest)]),
-        Call("q_shift_mix backward", 2 + MIXES, [backward, _reduce("float", runs, channels, MIXES)]),
+        Call(
+            "q_shift_mix backward",
+            2 + MIXES,
+            [backward, _reduce("float", runs, channels, MIXES)],
+            waits=_reduce_waits(runs),
+        ),
     ]
+
+
+def wkv6_calls(shape: tuple[int, int, int], dtype: str) -> list[Call]:
+    """Heads of 64 channels and more than one chunk of 64 tokens; a state is 64 x 64 in fp32."""
+    batch, tokens, channels = shape
+    heads, chunks = channels // 64, _up(tokens, 64)
+    all_chunks = batch * heads * chunks
+    states = 2 * all_chunks * 64 * 64 * 4  # bytes of those that enter or leave all chunks, from either side
+    sizes = {"chunks": chunks, "groups": 7 / 2}  # the latter beside a border of a chunk
+
+    def cut(kernel: str, blocks: int, kind: str = dtype) -> Launch:
+        return Launch(f"{kernel}<{kind}>", blocks, 256, sizes)
+
+    before = [cut("chunk_states_kernel", 2 * all_chunks), cut("scan_states_kernel", 32 * batch * heads, "float")]
+    outputs = cut("outputs_kernel", all_chunks)
+    last = [cut("gradients_kernel", 2 * all_chunks), _reduce("float", batch * chunks, channels, 1)]
+    waits = _up(chunks, 8) - 1  # of the scan
+    return [
+        Call("wkv6", 8, [*before, outputs], 0, waits, 4 * states),
+        Call("wkv6 backward", 19, [*before, *before, outputs, *last], 0, 2 * waits + _reduce_waits(batch * chunks),
+             9 * states),
+    ]  # fmt: skip
 
 
 def gating_calls(shape: tuple[int, int, int], dtype: str) -> list[Call]:
@@ -273,6 +344,7 @@ def gating_calls(shape: tuple[int, int, int], dtype: str) -> list[Call]:
 
 LAUNCH_US = 2.0  # assumed: from the end of a kernel to the start of one that waits for it
 MERGE_US = 0.1  # assumed: a barrier, a read of shared memory and an exponential
+WAIT_US = 0.6  # assumed: from a load of memory to its use
 
 
 def _row(call: Call, shape: tuple[int, int, int], dtype: str, device: Device, functions: dict[str, Function]) -> str:
@@ -284,14 +356,15 @@ def _row(call: Call, shape: tuple[int, int, int], dtype: str, device: Device, fu
         barriers += counted["BAR"]
         for opcode, times in counted.items():
             totals[opcode] += times * launch.threads * launch.blocks  # type: ignore[assignment]
-    megabytes = call.passes * elements * DTYPES[dtype] / 1e6
+    megabytes = (call.passes * elements * DTYPES[dtype] + call.workspace) / 1e6
     memory = megabytes / device.bandwidth
     issue = sum(totals.values()) / (32 * 4 * device.multiprocessors * device.clock * 1e3)
-    latency = LAUNCH_US * len(call.launches) + MERGE_US * call.merges
+    latency = LAUNCH_US * len(call.launches) + MERGE_US * call.merges + WAIT_US * call.waits
     cells = [
         call.op, dtype, " x ".join(map(str, shape)), device.name, f"{megabytes:.1f}",
-        f"{sum(totals.values()) / elements:.1f}", f"{totals['MUFU'] / elements:.2f}", f"{barriers:.0f}",
-        str(len(call.launches)), str(call.merges),
+        f"{sum(totals.values()) / elements:.1f}",
+        *(f"{totals[opcode] / elements:.2f}" for opcode in ("MUFU", "HMMA")),
+        f"{barriers:.0f}", str(len(call.launches)), str(call.merges), str(call.waits),
         f"{min(launch.blocks for launch in call.launches) / device.multiprocessors:.1f}",
         f"{memory:.1f}", f"{issue:.1f}", f"{latency:.1f}",
     ]  # fmt: skip
@@ -301,11 +374,11 @@ def _row(call: Call, shape: tuple[int, int, int], dtype: str, device: Device, fu
 def table(kernels: dict[str, dict[str, Function]]) -> str:
     """Every call as a row of Markdown, from the kernels compiled for each architecture, by their names."""
     lines = [
-        "| op | dtype | shape | device | MB | instructions / element | MUFU / element | barriers | launches | merges "
-        "| fewest blocks / multiprocessor | memory, us | issue, us | latency, us |",
-        "|---|---|---|---|" + "---:|" * 10,
+        "| op | dtype | shape | device | MB | instructions / element | MUFU / element | HMMA / element | barriers "
+        "| launches | merges | waits | fewest blocks / multiprocessor | memory, us | issue, us | latency, us |",
+        "|---|---|---|---|" + "---:|" * 12,
     ]
-    for calls in (bi_wkv_calls, q_shift_calls, gating_calls):
+    for calls in (bi_wkv_calls, wkv6_calls, q_shift_calls, gating_calls):
         for dtype in DTYPES:
             for shape in SHAPES:
                 for call in calls(shape, dtype):

@@ -88,6 +88,7 @@ __device__ __forceinline__ void add_state_products(const BackwardInputs<scalar_t
   for (int side = 0; side < 2; ++side) {
     const int64_t start = chunk.state(side, shape.width) + first * shape.width + first_value;
     const auto multiply_by = [&](Shared<acc_t> tile, Global<const acc_t> state, NarrowTiles<scalar_t>& to) {
+      // with: depth = 32, copies = 2
       multiply<scalar_t>(
           to, values, tiles, [&](int i, int m) -> acc_t { return tile[(row + i) * kStride + m]; },
           [&](int m, int n) -> acc_t { return state[n * shape.width + m]; });
@@ -107,10 +108,13 @@ __device__ __forceinline__ void find_pairs(const BackwardInputs<scalar_t>& in, c
   const int row = first_row<scalar_t>();
   const TileColumns tokens = tiles_of<scalar_t>(kChunk<scalar_t>);
   acc_t pairs[kTiles][4] = {};
-  for (int64_t first_value = 0; first_value < shape.width; first_value += kColumns) {
+  for (int64_t first_value = 0; first_value < shape.width; first_value += kColumns) {  // count: 2
+    // with: width = 32
     load_tile(in.grad, chunk, first_value, kColumns, memory.left, kStride);
+    // with: width = 32
     load_tile(in.v, chunk, first_value, kColumns, memory.right, kStride);
     __syncthreads();
+    // with: depth = 32, copies = 2
     multiply<scalar_t>(
         pairs, left_of(shape.width, first_value, kColumns), tokens,
         [&](int i, int m) -> acc_t { return memory.left[(row + i) * kStride + m]; },
@@ -131,6 +135,7 @@ __device__ __forceinline__ void multiply_pairs(Shared<acc_t> tile, int half, con
   const Memory<scalar_t> memory;
   const int row = first_row<scalar_t>();
   const int other = half < kTileRows ? row : (row & ~(half - 1)) ^ half;  // the first token of those that it may meet
+  // with: depth = 56 / 3, copies = 2
   multiply<scalar_t>(
       products, half < kTileRows ? kTileRows : half, tiles,
       [&](int i, int j) -> acc_t {
@@ -189,14 +194,17 @@ __device__ __forceinline__ void find_through(const BackwardInputs<scalar_t>& in,
   const Memory<scalar_t> memory;
   constexpr int kEach = kColumns / kWarps;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  for (int n = warp * kEach; n < (warp + 1) * kEach; ++n) {
+  for (int n = warp * kEach; n < (warp + 1) * kEach; ++n) {  // count: 4
     acc_t sum = 0;
     if (first + n < shape.width) {
       for (int side = 0; side < 2; ++side) {
         const int64_t row = (first + n) * shape.width;
         const Global<const acc_t> entering = in.states + (chunk.state(side, shape.width) + row);
         const Global<const acc_t> leaving = in.grad_states + (chunk.state(1 - side, shape.width) + row);
-        for (int64_t m = lane; m < shape.width; m += 32) sum += entering[m] * leaving[m];
+#pragma unroll 2
+        for (int64_t m = lane; m < shape.width; m += 32) {  // count: 2, unrolled 2
+          sum += entering[m] * leaving[m];
+        }
       }
     }
     sum = sum_over_warp(sum);
@@ -212,7 +220,7 @@ __device__ __forceinline__ void write_gradients(const BackwardInputs<scalar_t>& 
                                                 Gradients<scalar_t>& group) {
   constexpr int kLength = kGroup<scalar_t>;
   const Memory<scalar_t> memory;
-  if (shape.chunks > 1) {
+  if (shape.chunks > 1) {  // count: chunks > 1
     group.add_outside_gradients(start_of_chunk<scalar_t>(), memory.grad_sums(0), group.grad_logs);
     group.add_outside_gradients(end_of_chunk<scalar_t>(), memory.grad_sums(1), group.grad_logs);
     acc_t log = 0;
@@ -221,7 +229,9 @@ __device__ __forceinline__ void write_gradients(const BackwardInputs<scalar_t>& 
 #pragma unroll
     for (int i = 0; i < kLength; ++i) group.grad_logs[i] += through;
   }
+  // with: groups = 1 / 2
   group.add_outside_gradients(Border{2 * kLength, 0}, memory.grad_sums(2), group.grad_logs);
+  // with: groups = 3 / 2
   group.add_outside_gradients(Border{4 * kLength, 0}, memory.grad_sums(3), group.grad_logs);
   const acc_t u = column < shape.size ? in.u[chunk.head(shape) * shape.size + column] : acc_t(0);
   memory.left[threadIdx.x] = group.add_own(u);
@@ -234,7 +244,7 @@ __device__ __forceinline__ void write_gradients(const BackwardInputs<scalar_t>& 
     out.w[at] = static_cast<scalar_t>(group.logs[i] * group.grad_logs[i]);
   }
   __syncthreads();
-  if (group.index == 0 && column < shape.size) {
+  if (group.index == 0 && column < shape.size) {  // count: 1 / 8
     acc_t grad_u = 0;
     for (int i = 0; i < kWarps; ++i) grad_u += memory.left[i * 32 + group.lane];
     const int64_t image = chunk.index / shape.chunks / shape.heads;
@@ -267,7 +277,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     group.load(in.k, chunk, column, group.k);
     group.load_logs(in.w, chunk, column, group.logs, memory.sums);
     __syncthreads();
-    if (has_states) {
+    if (has_states) {  // count: chunks > 1
       group.find_factors(group.logs, start_of_chunk<scalar_t>(), memory.sums, factors);
       memory.grad_sums(0)[threadIdx.x] = group.add(start_of_chunk<scalar_t>(), factors);
       __syncthreads();
@@ -276,8 +286,9 @@ __global__ void __launch_bounds__(kThreads, 2)
       group.find_factors(group.logs, end_of_chunk<scalar_t>(), memory.sums, factors);
       memory.grad_sums(1)[threadIdx.x] = group.add(end_of_chunk<scalar_t>(), factors);
     }
-    for (int half = 1; half < kChunk<scalar_t>; half *= 2) {
+    for (int half = 1; half < kChunk<scalar_t>; half *= 2) {  // count: 6
       const Border border{half, 0};
+      // with: groups = 1 / 3
       group.find_factors(group.logs, border, memory.sums, factors);
       group.store(group.r, factors, memory.left, kStride);
       group.store(group.k, factors, memory.right, kStride);

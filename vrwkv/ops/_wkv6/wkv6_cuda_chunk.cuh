@@ -88,8 +88,9 @@ struct Chunk {
 template <typename scalar_t, typename acc_t = accumulate_t<scalar_t>>
 __device__ __forceinline__ void load_tile(Global<const scalar_t> from, const Chunk<scalar_t>& chunk, int64_t first,
                                           int columns, Shared<acc_t> to, int stride) {
-  for (int token = threadIdx.x / 32; token < kChunk<scalar_t>; token += kWarps) {
-    for (int column = threadIdx.x % 32; column < columns; column += 32) {
+  for (int token = threadIdx.x / 32; token < kChunk<scalar_t>; token += kWarps) {  // count: 8
+#pragma unroll 2
+    for (int column = threadIdx.x % 32; column < columns; column += 32) {  // count: width / 32, unrolled 2
       acc_t value = 0;
       if (chunk.has(token, first + column)) value = static_cast<acc_t>(from[chunk.at(token, first + column)]);
       to[token * stride + column] = value;
@@ -215,7 +216,9 @@ struct Group {
   __device__ __forceinline__ acc_t sum_groups(Border border, Shared<const acc_t> sums, bool before) const {
     acc_t sum = 0;
     const int first = (token(0) & ~(border.half - 1)) / kLength, end = first + border.half / kLength;
-    for (int i = before ? first : index + 1; i < (before ? index : end); ++i) sum += sums[i * 32 + lane];
+    for (int i = before ? first : index + 1; i < (before ? index : end); ++i) {  // count: groups, unrolled 16
+      sum += sums[i * 32 + lane];
+    }
     return sum;
   }
 };

@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     acc_t keys[kGroup<scalar_t>], logs[kGroup<scalar_t>], factors[kGroup<scalar_t>];
     group.load(k, chunk, row, keys);
     group.load_logs(w, chunk, row, logs, sums);
+    // with: width = 64
     load_tile(v, chunk, first_column, columns, values, kWideStride);
     __syncthreads();
 #pragma unroll
@@ -44,7 +45,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       group.find_factors(logs, border, sums, factors);
       group.store(keys, factors, shared_at<acc_t>(side * kKeys), kKeyStride);
     }
-    if (first_column == 0 && group.index == 0 && row < shape.width) {
+    if (first_column == 0 && group.index == 0 && row < shape.width) {  // count: 1 / 8
       acc_t sum = 0;
       for (int i = 0; i < kWarps; ++i) sum += sums[i * 32 + group.lane];
       growth[chunk.index * shape.width + row] = expm1(sum);
@@ -57,6 +58,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const Shared<const acc_t> decayed = shared_at<const acc_t>(side * kKeys);
     constexpr int kTiles = kWideColumns / kTileColumns / 2;
     acc_t products[kTiles][4] = {};
+    // with: depth = 64, copies = 2
     multiply<scalar_t>(
         products, kChunk<scalar_t>, tiles,
         [&](int row, int token) -> acc_t { return decayed[token * kKeyStride + tile_row + row]; },
@@ -80,7 +82,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < elements; i += threads) {
     const int64_t element = i % size, side = i / size % 2, first = i / size / 2 * shape.chunks;
     acc_t state = 0;
-    for (int64_t begin = 0; begin < shape.chunks; begin += kAhead) {
+    for (int64_t begin = 0; begin < shape.chunks; begin += kAhead) {  // count: (chunks + 7) // 8
       acc_t added[kAhead], grown[kAhead];
       int64_t places[kAhead];
 #pragma unroll
@@ -139,14 +141,17 @@ __device__ __forceinline__ void add_weights(Shared<const accumulate_t<scalar_t>>
   for (int tile = 0; tile < kTilesOf<scalar_t, kChunk<scalar_t>>; ++tile) {
     const TileColumns one{tiles.of(tile), 0, kChunk<scalar_t>};
     const bool any = half < kTileRows ? row / kTileRows == one.first / kTileRows : meet(row, one.first, half);
-    if (!any) continue;
-    acc_t products[1][4] = {};
-    multiply<scalar_t>(
-        products, columns, one, [&](int i, int n) -> acc_t { return left[(row + i) * kStride + n]; },
-        [&](int n, int token) -> acc_t { return right[token * kStride + n]; });
-    each_element<1>(one, [&](int, int element, int i, int token) {
-      if (meet(row + i, token, half)) gathered.weights[tile][element] += products[0][element];
-    });
+    // Of 24 levels and tiles 7 meet; the compiler makes two copies of this, for either case of `any`.
+    if (any) {  // count: 7 / 24 / 2
+      acc_t products[1][4] = {};
+      // with: depth = 32, copies = 4
+      multiply<scalar_t>(
+          products, columns, one, [&](int i, int n) -> acc_t { return left[(row + i) * kStride + n]; },
+          [&](int n, int token) -> acc_t { return right[token * kStride + n]; });
+      each_element<1>(one, [&](int, int element, int i, int token) {
+        if (meet(row + i, token, half)) gathered.weights[tile][element] += products[0][element];
+      });
+    }
   }
 }
 
@@ -171,7 +176,7 @@ __device__ __forceinline__ void gather(const Inputs<scalar_t>& in, const Shape& 
   }
   __syncthreads();
 
-  if (shape.chunks > 1) {
+  if (shape.chunks > 1) {  // count: chunks > 1
     group.find_factors(logs, start_of_chunk<scalar_t>(), sums, factors);
     group.store(r, factors, left, kStride);
     group.find_factors(logs, end_of_chunk<scalar_t>(), sums, factors);
@@ -184,13 +189,15 @@ __device__ __forceinline__ void gather(const Inputs<scalar_t>& in, const Shape& 
       const Shared<acc_t> decayed = side == 0 ? left : right;
       const Global<const acc_t> state =
           in.states + (chunk.state(side, shape.width) + first * shape.width + first_output);
+      // with: depth = 32, copies = 2
       multiply<scalar_t>(
           gathered.outputs, columns, tiles, [&](int i, int n) -> acc_t { return decayed[(row + i) * kStride + n]; },
           [&](int n, int output) -> acc_t { return state[n * shape.width + output]; });
     }
     __syncthreads();
   }
-  for (int half = 1; half < kChunk<scalar_t>; half *= 2) {
+  for (int half = 1; half < kChunk<scalar_t>; half *= 2) {  // count: 6
+    // with: groups = 1 / 3
     group.find_factors(logs, Border{half, 0}, sums, factors);
     group.store(r, factors, left, kStride);
     group.store(k, factors, right, kStride);
@@ -210,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, 2) outputs_kernel(Inputs<scalar_t> i
     const int64_t first_output = task % column_tiles * kWideColumns;
     const int outputs = left_of(shape.width, first_output, kWideColumns);
     Gathered<scalar_t> gathered;
-    for (int64_t first = 0; first < shape.width; first += kColumns) {
+    for (int64_t first = 0; first < shape.width; first += kColumns) {  // count: 2
       gather(in, shape, chunk, first, first_output, gathered);
     }
 
@@ -221,10 +228,12 @@ __global__ void __launch_bounds__(kThreads, 2) outputs_kernel(Inputs<scalar_t> i
           weights[(row + i) * kWeightStride<scalar_t> + token] = gathered.weights[tile][element];
         });
     if (group.lane < kGroup<scalar_t>) own[group.token(group.lane)] = gathered.own;
+    // with: width = 64
     load_tile(in.v, chunk, first_output, outputs, values, kWideStride);
     __syncthreads();
 
     const TileColumns tiles = tiles_of<scalar_t>(outputs);
+    // with: depth = 64, copies = 2
     multiply<scalar_t>(
         gathered.outputs, kChunk<scalar_t>, tiles,
         [&](int i, int token) -> acc_t { return weights[(row + i) * kWeightStride<scalar_t> + token]; },

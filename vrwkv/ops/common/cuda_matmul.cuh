@@ -29,7 +29,7 @@ __device__ __forceinline__ void multiply(acc_t (&sums)[kTiles][4], int count, co
   const int lane = threadIdx.x % 32, i = lane / 4, j = lane % 4;
   if constexpr (sizeof(scalar_t) == 2 && kHasTf32) {
 #pragma unroll 1
-    for (int k = 0; k < count; k += 8) {
+    for (int k = 0; k < count; k += 8) {  // count: depth / 8
       const float left[4] = {to_tf32(a(i, k + j)), to_tf32(a(i + 8, k + j)), to_tf32(a(i, k + j + 4)),
                              to_tf32(a(i + 8, k + j + 4))};
 #pragma unroll
@@ -42,7 +42,7 @@ __device__ __forceinline__ void multiply(acc_t (&sums)[kTiles][4], int count, co
     }
   } else {
 #pragma unroll(kTiles > 1 ? 2 : 4)
-    for (int k = 0; k < count; ++k) {
+    for (int k = 0; k < count; ++k) {  // count: depth, unrolled copies
       const acc_t upper = a(i, k), lower = a(i + 8, k);
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {

@@ -9,7 +9,7 @@ namespace vrwkv {
 namespace {
 
 constexpr int kReduceColumns = 32;
-constexpr int kReduceLanes = 8;
+constexpr int kReduceLanes = 32;
 constexpr int kMaxSums = 4;
 
 template <typename acc_t>
@@ -17,8 +17,9 @@ struct Outputs {
   Global<acc_t> each[kMaxSums];
 };
 
-// For each sum, `columns` totals from partials (sums, rows, columns). Each of the block's lanes adds up every eighth
-// row, then the lanes are added in order; double, because rows are few beside the tokens that they stand for.
+// For each sum, `columns` totals from partials (sums, rows, columns). Each of the block's lanes adds up every
+// kReduceLanes-th row, with eight loads under way, then the lanes are added in order; double, because rows are few
+// beside the tokens that they stand for.
 template <typename acc_t>
 __global__ void __launch_bounds__(kReduceColumns* kReduceLanes)
     reduce_rows_kernel(Global<const acc_t> partials, Outputs<acc_t> out, int64_t sums, int64_t rows, int64_t columns) {
@@ -28,14 +29,14 @@ __global__ void __launch_bounds__(kReduceColumns* kReduceLanes)
     const int64_t sum = task / groups, column = task % groups * kReduceColumns + threadIdx.x;
     double total = 0;
     if (column < columns) {
-#pragma unroll 4
-      for (int64_t row = threadIdx.y; row < rows; row += kReduceLanes) {  // count: rows / 8, unrolled 4
+#pragma unroll 8
+      for (int64_t row = threadIdx.y; row < rows; row += kReduceLanes) {  // count: rows / 32, unrolled 8
         total += static_cast<double>(partials[(sum * rows + row) * columns + column]);
       }
     }
     totals[threadIdx.y * kReduceColumns + threadIdx.x] = total;
     __syncthreads();
-    if (threadIdx.y == 0 && column < columns) {  // count: 1 / 8
+    if (threadIdx.y == 0 && column < columns) {  // count: 1 / 32
       for (int lane = 1; lane < kReduceLanes; ++lane) total += totals[lane * kReduceColumns + threadIdx.x];
 #pragma unroll
       for (int i = 0; i < kMaxSums; ++i) {
