@@ -23,7 +23,6 @@ from sklearn.datasets import load_sample_image
 from timm.data import create_dataset, create_loader
 
 from vrwkv.classification import Config, load_config
-from vrwkv.classification.data import create_train_loader, find_pictures
 from vrwkv.classification.task import ClassificationTask
 from vrwkv.runtime import trainer
 from vrwkv.runtime.processes import join_world
@@ -41,7 +40,7 @@ def write_pictures(root: Path, count: int) -> None:
             folder = root / split / name
             folder.mkdir(parents=True)
             for j in range(pictures):
-                picture.rotate(i + j, expand=False).save(folder / f"{j:04}.jpg", quality=90)
+                picture.rotate(i + j).save(folder / f"{j:04}.jpg", quality=90)
 
 
 def recipe(root: Path) -> Config:
@@ -82,7 +81,7 @@ class Spans:
 
 
 def own_time(root: Path) -> dict[str, float]:
-    """Median seconds of a step by its parts; "loop" is what none of them explains."""
+    """Seconds of a step by its parts, the mean of the middle half; "loop" is what none of the others explains."""
     config, spans = recipe(root), Spans()
     with StopSignals() as signals, join_world(config.device) as world:
         loop = trainer.Trainer(ClassificationTask(config, world), config, world, signals)
@@ -97,8 +96,7 @@ def own_time(root: Path) -> dict[str, float]:
         torch.Tensor.backward = spans.timed("backward", torch.Tensor.backward)  # type: ignore[method-assign]
         loop.task.train_loader = Batches(loop.task.train_loader, spans)
         loop._train_epoch()
-    steps = spans.steps[3:]  # the first ones allocate
-    steps = sorted(steps, key=lambda step: step["step"])
+    steps = sorted(spans.steps[3:], key=lambda step: step["step"])  # the first ones allocate
     middle = steps[len(steps) // 4 : -len(steps) // 4]  # without the noise of the machine
     return {name: sum(step[name] for step in middle) / len(middle) for name in middle[0]}
 
@@ -128,12 +126,8 @@ class Batches:
 def loaders(root: Path) -> dict[str, Any]:
     """Ours and timm's over the training pictures of the recipe."""
     config = recipe(root)
-    with join_world("cpu") as world:
+    with join_world(config.device) as world:
         task = ClassificationTask(config, world)
-        pictures = find_pictures(config.data.root, "train")
-        ours = create_train_loader(
-            pictures, task.class_names, task.data_config, config.data, config.augment, config.seed, world
-        )
     augment = config.augment
     theirs = create_loader(
         create_dataset("", root=str(root / "train")),
@@ -150,7 +144,7 @@ def loaders(root: Path) -> dict[str, Any]:
         color_jitter=augment.color_jitter,
         auto_augment=augment.auto_augment,
     )
-    return {"vrwkv": ours, "timm": theirs}
+    return {"vrwkv": task.train_loader, "timm": theirs}
 
 
 def main() -> None:

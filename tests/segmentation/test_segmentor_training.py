@@ -39,11 +39,11 @@ def test_resumed_training(run, config_path, train_segmentor, tmp_path):
     steps = [next(iter(each["optimizer"]["state"].values()))["step"].item() for each in (half, full)]
     assert steps == [2, 4]
     torch.testing.assert_close(half["state_dict"], read(run / "iter_2.pth")["state_dict"])
-    steps = [
+    drawn = [
         [json.loads(line)["step"] for line in path.read_text().splitlines()]
         for path in sorted((tmp_path / "work").glob("*/vis_data/scalars.json"))
     ]
-    assert steps == [[1, 2, 2], [3, 4, 4]]  # the last is the validation's
+    assert drawn == [[1, 2, 2], [3, 4, 4]]  # the last is the validation's
 
 
 def test_two_processes(config_path, test_segmentor, subprocess_environment, tmp_path):

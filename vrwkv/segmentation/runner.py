@@ -87,7 +87,7 @@ def test(
     """
     with tempfile.TemporaryDirectory() as work_dir:  # the Runner's log
         cfg = _prepare(config, work_dir, options, ("test_dataloader",))
-        cfg.visualizer = None
+        cfg.visualizer = None  # what the config's would write goes with this folder
         cfg.load_from = None
         cfg.model.backbone.init_cfg = None
         if tta:
