@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from vrwkv.models.vrwkv import VisionRWKV
-from vrwkv.visualize import area_holding, class_votes, effective_receptive_field, gathered_shares, spatial_mixes
+from vrwkv.visualize import (
+    area_holding,
+    class_votes,
+    effective_receptive_field,
+    explain,
+    gathered_shares,
+    spatial_mixes,
+)
 
 
 class Convolution(nn.Module):
@@ -138,6 +145,26 @@ def test_votes_of_other_models(images: Tensor) -> None:
     model = timm.create_model("test_vit", num_classes=3, img_size=64).eval()
     with pytest.raises(ValueError, match="features of patches is required, VisionTransformer has none"):
         class_votes(model, images, classes)
+
+
+@pytest.mark.parametrize("name", ["test_vrwkv", "test_vrwkv6", "test_resnet", "test_vit"])
+def test_one_pass_explains_as_each_measure_does(name: str, images: Tensor) -> None:
+    images = images[..., :64]
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3, **({"img_size": 64} if name == "test_vit" else {})).eval()
+    nn.init.normal_(model.get_classifier().weight)
+    logits, votes, shares = explain(model, images)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, model(images))
+    assert not logits.requires_grad
+    if name == "test_vit":
+        assert votes is None
+    else:
+        torch.testing.assert_close(votes, class_votes(model, images))
+    if name == "test_vrwkv":
+        torch.testing.assert_close(shares, gathered_shares(model, images))
+    else:
+        assert shares is None
 
 
 def test_messages(model: VisionRWKV, images: Tensor) -> None:

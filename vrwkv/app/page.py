@@ -17,7 +17,7 @@ from torch import nn
 from vrwkv.app.uploads import open_upload
 from vrwkv.classification import Classifier
 from vrwkv.runtime.errors import UserError
-from vrwkv.visualize import class_votes, draw_votes, gathered_shares, to_picture
+from vrwkv.visualize import draw_votes, explain, to_picture
 
 Upload = Mapping[str, Any] | None
 TOPK = 5
@@ -104,24 +104,16 @@ def _classify_tab(classifier: Classifier, max_pixels: int, examples: Sequence[Pa
 
 def _classify(classifier: Classifier, image: Image.Image) -> tuple[dict[str, float], Figure | None]:
     """The likeliest classes, and a drawing of why, where the model has patches that vote."""
-    found = classifier.predict(image, TOPK)
+    batch = classifier.prepare(image)[None].to(classifier.device)  # (1, C, H, W)
+    logits, votes, shares = explain(classifier.model, batch)
+    (found,) = classifier.rank(logits, TOPK)
     names = [each.label for each in found]
     unique = names if len(set(names)) == len(names) else [f"{each.label} ({each.class_name})" for each in found]
-    return dict(zip(unique, (each.probability for each in found), strict=True)), _explain(classifier, image, unique[0])
-
-
-def _explain(classifier: Classifier, image: Image.Image, label: str) -> Figure | None:
-    model = classifier.model
-    batch = classifier.prepare(image)[None].to(classifier.device)  # (1, C, H, W)
-    try:
-        votes = class_votes(model, batch)[0]
-    except (ValueError, AttributeError):  # of timm's models, some have no patches that vote
-        return None
-    try:
-        gathered = torch.stack([each[0].mean(-1) for each in gathered_shares(model, batch)]).mean(0)
-    except ValueError:  # no Bi-WKV
-        gathered = None
-    return draw_votes(to_picture(batch[0], classifier), votes, label, gathered)
+    classes = dict(zip(unique, (each.probability for each in found), strict=True))
+    if votes is None:
+        return classes, None
+    gathered = torch.stack([each[0].mean(-1) for each in shares]).mean(0) if shares else None
+    return classes, draw_votes(to_picture(batch[0], classifier), votes[0], unique[0], gathered)
 
 
 def _segment_tab(segmentor: nn.Module, max_pixels: int, examples: Sequence[Path]) -> None:

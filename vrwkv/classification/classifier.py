@@ -122,12 +122,16 @@ class Classifier:
             batch = torch.stack([self.prepare(image) for image in images[start : start + BATCH_SIZE]])
             with autocast(World(self.device), self.amp):
                 logits = self.model(batch.to(self.device))  # (B, classes)
-            top = logits.float().softmax(-1).topk(min(topk, self.num_classes))
-            found += [
-                [Prediction(self._names[i], self._labels[i], p) for p, i in zip(values, indices, strict=True)]
-                for values, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True)
-            ]
+            found += self.rank(logits, topk)
         return found
+
+    def rank(self, logits: torch.Tensor, topk: int = 5) -> list[list[Prediction]]:
+        """The likeliest classes by logits (B, classes), for each image the first one first."""
+        top = logits.float().softmax(-1).topk(min(topk, self.num_classes))
+        return [
+            [Prediction(self._names[i], self._labels[i], p) for p, i in zip(values, indices, strict=True)]
+            for values, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        ]
 
 
 def predict_files(classifier: Classifier, paths: Sequence[str | Path], topk: int = 5) -> list[dict[str, Any]]:

@@ -10,14 +10,17 @@ except ImportError as error:
 from vrwkv.visualize.draw import draw_decays, draw_gathering, draw_receptive_field, draw_votes
 from vrwkv.visualize.files import to_picture, visualize
 from vrwkv.visualize.measure import (
+    Explanation,
     area_holding,
     class_votes,
     effective_receptive_field,
+    explain,
     gathered_shares,
     spatial_mixes,
 )
 
 __all__ = [
+    "Explanation",
     "area_holding",
     "class_votes",
     "draw_decays",
@@ -25,6 +28,7 @@ __all__ = [
     "draw_receptive_field",
     "draw_votes",
     "effective_receptive_field",
+    "explain",
     "gathered_shares",
     "spatial_mixes",
     "to_picture",

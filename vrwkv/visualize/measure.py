@@ -1,6 +1,8 @@
 """What a model's features depend on: measured, nothing is drawn here."""
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -63,12 +65,20 @@ def class_votes(model: nn.Module, images: Tensor, classes: Tensor | None = None)
     Raises:
         ValueError: the classifier is given nothing of the patches, but a class token alone.
     """
+    votes = _logits_and_votes(model, images, classes)[1]
+    if not votes.any():
+        raise ValueError(f"a classifier that is given features of patches is required, {type(model).__name__} has none")
+    return votes
+
+
+def _logits_and_votes(model: nn.Module, images: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logits ``(B, classes)``, and votes ``(B, H', W')``, which are 0 where the classifier is given no patches."""
     with torch.no_grad():
         final, maps = model.forward_intermediates(images, indices=1)  # type: ignore[operator]
     grid = maps[-1].shape[-2:]
     with torch.enable_grad():
         final = final.detach().requires_grad_()
-        logits = model.forward_head(final)  # type: ignore[operator] # (B, classes)
+        logits = model.forward_head(final)  # type: ignore[operator]
         if classes is None:
             classes = logits.argmax(1)
         score = logits.gather(1, classes[:, None]).sum() - logits.mean(1).sum()
@@ -78,9 +88,7 @@ def class_votes(model: nn.Module, images: Tensor, classes: Tensor | None = None)
         votes = votes[:, -grid[0] * grid[1] :].sum(-1).unflatten(1, grid)
     else:
         votes = votes.sum(1 if votes.shape[-2:] == grid else -1)
-    if not votes.any():
-        raise ValueError(f"a classifier that is given features of patches is required, {type(model).__name__} has none")
-    return votes
+    return logits.detach(), votes
 
 
 def spatial_mixes(model: nn.Module) -> list[SpatialMix]:
@@ -117,18 +125,54 @@ def gathered_shares(model: nn.Module, images: Tensor, at: tuple[float, float] | 
     if at is not None and not all(0 <= each < 1 for each in at):
         raise ValueError(f"a place must lie in [0, 1) of the height and the width, got {at}")
     mixes = spatial_mixes(model)
-    keys: dict[nn.Module, Tensor] = {}
-    grids: list[tuple[int, int]] = []
-    hooks = [mix.key.register_forward_hook(lambda module, _, output: keys.update({module: output})) for mix in mixes]
-    hooks.append(mixes[0].register_forward_pre_hook(lambda _, args: grids.append(args[1])))
-    try:
+    with _recorded(mixes) as record:
         model(images)
+    return _all_shares(mixes, record, at)
+
+
+class Explanation(NamedTuple):
+    """What a classifier says of images, and what speaks for it."""
+
+    logits: Tensor  # (B, classes)
+    votes: Tensor | None  # of :func:`class_votes` for the likeliest classes; None where no patches vote
+    shares: list[Tensor] | None  # of :func:`gathered_shares` in the mean over tokens; None without Bi-WKV
+
+
+def explain(model: nn.Module, images: Tensor) -> Explanation:
+    """Logits, votes and shares from one pass through a model in evaluation mode; `images` are ``(B, C, H, W)``."""
+    if not hasattr(model, "forward_intermediates"):
+        with torch.no_grad():
+            return Explanation(model(images), None, None)
+    mixes = [module for module in model.modules() if isinstance(module, SpatialMix)]
+    with _recorded(mixes) as record:
+        logits, votes = _logits_and_votes(model, images, None)
+    return Explanation(logits, votes if votes.any() else None, _all_shares(mixes, record, None) if mixes else None)
+
+
+class _Record(NamedTuple):
+    keys: dict[nn.Module, Tensor]  # (B, T, C)
+    grids: list[tuple[int, int]]  # of the patches, for each layer
+
+
+@contextmanager
+def _recorded(mixes: Sequence[SpatialMix]) -> Iterator[_Record]:
+    """What layers are given while the block runs."""
+    record = _Record({}, [])
+    hooks = []
+    for mix in mixes:
+        hooks.append(mix.register_forward_pre_hook(lambda _, args: record.grids.append(args[1])))
+        hooks.append(mix.key.register_forward_hook(lambda module, _, output: record.keys.update({module: output})))
+    try:
+        yield record
     finally:
         for hook in hooks:
             hook.remove()
-    height, width = grids[0]
+
+
+def _all_shares(mixes: Sequence[SpatialMix], record: _Record, at: tuple[float, float] | None) -> list[Tensor]:
+    height, width = record.grids[0]
     token = None if at is None else int(at[0] * height) * width + int(at[1] * width)
-    return [_shares(mix, keys[mix.key], token).unflatten(1, (height, width)) for mix in mixes]
+    return [_shares(mix, record.keys[mix.key], token).unflatten(1, (height, width)) for mix in mixes]
 
 
 def _shares(mix: SpatialMix, k: Tensor, token: int | None) -> Tensor:
