@@ -77,6 +77,12 @@ def test_the_file_says_how_to_use_it(onnx_file):
     assert found["task"] == "classification" and found["arch"] == "test_vrwkv"
 
 
+def test_the_file_does_not_say_where_it_was_made(pair):
+    content = pair[1].read_bytes()
+    assert b".py" not in content and b"stack_trace" not in content
+    assert all(not node.metadata_props for node in onnx.load(pair[1]).graph.node)
+
+
 def test_tools_take_it_as_a_checkpoint(trained, onnx_file, data_root, capsys):
     predict, validate = load_tool("predict"), load_tool("validate")
     pictures = [str(path) for path in sorted(data_root.glob("val/*/0.png"))]

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import timm
 import torch
 from support.colours import CLASSES
+from support.scripts import REPOSITORY
 
 from vrwkv.classification import UserError, load_classifier
 from vrwkv.export import to_safetensors
@@ -35,6 +37,11 @@ def test_torch_program_in_a_process_with_torch_alone(classifier, torch_file, tmp
     for each, logits in zip(images, torch.load(tmp_path / "logits.pt"), strict=True):
         expected = classifier.model(each)
         torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5 * expected.abs().max().item())
+
+
+def test_the_torch_program_does_not_say_where_it_was_made(torch_file):
+    with zipfile.ZipFile(torch_file) as archive:
+        assert not [name for name in archive.namelist() if str(REPOSITORY).encode() in archive.read(name)]
 
 
 def test_safetensors(classifier, trained, data_root, tmp_path, export, capsys):

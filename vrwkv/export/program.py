@@ -27,11 +27,15 @@ def trace(network: nn.Module, channels: int) -> ExportedProgram:
     oblivious = torch.fx.experimental._config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     try:
         with torch.no_grad(), use_backend("torch"), oblivious, uncached():
-            return torch.export.export(network, (images,), dynamic_shapes=(sizes,))
+            program = torch.export.export(network, (images,), dynamic_shapes=(sizes,))
     except Exception as error:  # of all kinds, from the depths of the tracer
         raise UserError(
             f"{type(network).__name__} cannot be exported for every image size: {first_line(error)}"
         ) from error
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # files are not to say where on this machine they were made
+    return program
 
 
 def uncached() -> AbstractContextManager[None]:
