@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.quantize == "int8" and (args.format != "onnx" or args.config):
         raise UserError("--quantize int8 is for classifiers as ONNX")
+    if not args.output.parent.is_dir():  # said before accuracy is measured
+        raise UserError(f"cannot write {args.output}: folder {args.output.parent} does not exist")
     if args.config:
         from vrwkv.segmentation import load_segmentor
 

@@ -134,11 +134,19 @@ def test_what_differs_is_not_written(classifier, onnx_file, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
-def test_bad_input(classifier, trained, onnx_file, tmp_path, export, error):
+def test_bad_input(classifier, trained, onnx_file, tmp_path, export, error, monkeypatch):
     output = ["--output", tmp_path / "model.onnx"]
     assert "must be named NAME.onnx" in error(export, [trained, "--output", tmp_path / "model.bin"])
     assert "must be named NAME.pt2" in error(export, [trained, *output, "--format", "torch"])
-    assert "cannot write" in error(export, [trained, "--output", tmp_path / "none" / "model.onnx"])
+    monkeypatch.setattr("vrwkv.export.formats.trace", lambda *_: pytest.fail("traced"))
+    monkeypatch.setattr("vrwkv.classification.validate", lambda *_, **__: pytest.fail("measured"))
+    missing = ["--output", tmp_path / "none" / "model.onnx", "--quantize", "int8"]
+    assert f"folder {tmp_path / 'none'} does not exist" in error(export, [trained, *missing])
+    with pytest.raises(UserError, match="cannot write"):
+        to_onnx(classifier, tmp_path / "none" / "model.onnx")
+    (tmp_path / "model.onnx").mkdir()
+    assert "model.onnx: it is a folder" in error(export, [trained, *output])
+    (tmp_path / "model.onnx").rmdir()
     assert "unknown model 'vrwk'" in error(export, ["vrwk", *output])
     assert "does not exist" in error(export, [tmp_path / "none.pth", *output])
     assert "for classifiers as ONNX" in error(export, [trained, *output, "--format", "torch", "--quantize", "int8"])

@@ -16,6 +16,8 @@ def written(path: Path) -> Iterator[Path]:
         UserError: it cannot be written, which is found before the block where possible.
     """
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder")
     try:
         temporary.touch()
         yield temporary
