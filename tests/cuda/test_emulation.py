@@ -3,7 +3,6 @@
 import ctypes
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from support.bi_wkv_cases import make_case
 from support.emulation import HERE, OPS, Emulated, link
 from support.tolerances import BACKWARD, FORWARD, assert_close
 
+from vrwkv.ops._gating import torch_impl
 from vrwkv.ops._q_shift import reference
 
 THREADS = 96
@@ -88,9 +88,11 @@ BI_WKV_SUMS = "_bi_wkv/bi_wkv_sums.cuh"
 TILE = "_bi_wkv/bi_wkv_tile.cuh"
 Q_SHIFT = "_q_shift/q_shift_cuda"
 Q_SHIFT_BACKWARD = "_q_shift/q_shift_cuda_bwd.cu"
+GATING = "_gating/gating_cuda"
 WKV6 = "_wkv6/wkv6_cuda"
 WKV6_CHUNK = "_wkv6/wkv6_cuda_chunk.cuh"
 DTYPES = "common/dtypes.h"
+REDUCE_ROWS = "common/reduce_rows.cuh"
 # name: (kernels that are built, file, text, its replacement, part of the error or "" where results are wrong)
 FAULTS = {
     "dropped_barrier_after_the_maxima": (
@@ -117,6 +119,10 @@ FAULTS = {
         Q_SHIFT, Q_SHIFT_BACKWARD, "      __syncthreads();  // before the sums of the next mix\n", "", "race"),
     "unguarded_edge_of_the_grid": (
         Q_SHIFT, f"{Q_SHIFT}.cuh", "column >= 0 && column < grid.width", "column >= 0", "global access"),
+    "dropped_barrier_of_the_sums_over_rows": (
+        Q_SHIFT, REDUCE_ROWS, "+ threadIdx.x] = total;\n    __syncthreads();\n", "+ threadIdx.x] = total;\n", "shared"),
+    "unguarded_tail_of_elements": (GATING, f"{GATING}.cu", "i < vectors;", "i <= vectors;", "global access"),
+    "gate_of_the_wrong_sign": (GATING, f"{GATING}.cu", "x < 0 ? e : acc_t(1)", "x < 0 ? acc_t(1) : e", ""),
     "dropped_barrier_between_levels": (
         WKV6, f"{WKV6}_fwd.cu", "    add_weights(left, right, columns, half, gathered);\n    __syncthreads();",
         "    add_weights(left, right, columns, half, gathered);", "race"),
@@ -133,7 +139,7 @@ FAULTS = {
         WKV6, "common/cuda_matmul.cuh", "to_tf32(b(k + j, column)), to_tf32(b(k + j + 4, column))",
         "to_tf32(b(k + j + 4, column)), to_tf32(b(k + j, column))", ""),
 }  # fmt: skip
-SCALARS = {BI_WKV: "float", Q_SHIFT: "float", WKV6: "c10::Half"}
+SCALARS = {BI_WKV: "float", Q_SHIFT: "float", GATING: "float", WKV6: "c10::Half"}
 ALL_DTYPES = """  if (dtype == ScalarType::Float) return function(float());
   if (dtype == ScalarType::Double) return function(double());
   if (dtype == ScalarType::Half) return function(c10::Half());
@@ -156,8 +162,9 @@ def broken(tmp_path_factory) -> dict[str, Emulated]:
             assert old in source, f"{path} has changed: adapt the fault {name}"
             (root / path).write_text(source.replace(old, new))
         library = root / "broken.so"
-        others = [f"-include{path}" for path in (HERE / "emulate.cpp", f"{root / kernels}_fwd.cu")]
-        link(library, f"vrwkv_{name}", Path(f"{root / kernels}_bwd.cu"), root, "-O0", *others)
+        source, *others = sorted(root.glob(f"{kernels}*.cu"))
+        included = [f"-include{path}" for path in (HERE / "emulate.cpp", *others)]
+        link(library, f"vrwkv_{name}", source, root, "-O0", *included)
         return Emulated(library, f"vrwkv_{name}")
 
     with ThreadPoolExecutor(2) as pool:
@@ -185,6 +192,16 @@ def run_q_shift(ops: Emulated) -> None:
         assert_close(a, b, BACKWARD, torch.float32)
 
 
+def run_gating(ops: Emulated) -> None:
+    grad, r, y = torch.randn(3, 231)
+    inputs = [x.double().requires_grad_() for x in (r, y)]
+    wanted = torch_impl.sigmoid_gate(*inputs)
+    gradients = torch.autograd.grad(wanted, inputs, grad.double())
+    actual = (ops.sigmoid_gate(r, y), *ops._sigmoid_gate_backward(grad, r, y))
+    for a, b in zip(actual, (wanted, *gradients), strict=True):
+        assert_close(a, b, BACKWARD, torch.float32)
+
+
 def run_wkv6(ops: Emulated) -> None:
     case = wkv6_cases.make_case(1, 70, 1, 12)
     grad, *inputs = case.to(torch.float16)
@@ -202,7 +219,7 @@ def test_every_op_has_a_kernel_or_torch_ops_for_cuda(emulated):
     assert [op for op, kernel in zip(ops, kernels, strict=True) if not has(op, "CUDA") and not has(kernel, "CPU")] == []
 
 
-RUN = {BI_WKV: run_bi_wkv, Q_SHIFT: run_q_shift, WKV6: run_wkv6}
+RUN = {BI_WKV: run_bi_wkv, Q_SHIFT: run_q_shift, GATING: run_gating, WKV6: run_wkv6}
 
 
 def test_the_unbroken_kernels_pass(emulated):
