@@ -4,7 +4,8 @@ python benchmarks/run_models.py [--short] [--device cpu|cuda] [--threads 2]
 
 Before anything is timed, the model's output must agree with the one of the pure-torch reference ops in float64.
 Peak memory is that of a fresh process that builds the model and calls it once: of all its tensors together, and of the
-process, which is mostly torch itself for a small model. Writes models_<device>.csv and resolution_<device>.png.
+process, which is mostly torch itself for a small model; on a GPU it is that of the tensors of a call. Writes
+models_<device>.csv and resolution_<device>.png.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +34,44 @@ from torch import Tensor, nn
 import vrwkv  # noqa: F401
 from vrwkv.ops import use_backend
 
-FORWARD = [  # size, batch, pixels; the first two are the short set
-    ("tiny", 8, 224),
-    ("tiny", 1, 512),
-    ("tiny", 1, 1024),
-    ("tiny", 1, 2048),
-    ("small", 8, 224),
-    ("small", 1, 512),
-    ("small", 1, 1024),
-]
-TRAIN = COMPILED = [("tiny", 8, 224), ("tiny", 1, 1024)]
 MEMORY_MODES = ("forward", "training", "training, checkpointed")
-BFLOAT16 = FORWARD[:4]
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Size, batch and pixels of what is timed in each mode."""
+
+    forward: list[tuple[str, int, int]]  # the first two are the short set
+    bfloat16: list[tuple[str, int, int]]
+    compiled: list[tuple[str, int, int]]
+    training: list[tuple[str, int, int]]
+    fast_training: list[tuple[str, int, int]]  # under bf16 autocast, and compiled so
+
+
+CASES = {
+    "cpu": Cases(
+        forward=[
+            ("tiny", 8, 224),
+            ("tiny", 1, 512),
+            ("tiny", 1, 1024),
+            ("tiny", 1, 2048),
+            ("small", 8, 224),
+            ("small", 1, 512),
+            ("small", 1, 1024),
+        ],
+        bfloat16=[("tiny", 8, 224), ("tiny", 1, 512), ("tiny", 1, 1024), ("tiny", 1, 2048)],
+        compiled=[("tiny", 8, 224), ("tiny", 1, 1024)],
+        training=[("tiny", 8, 224), ("tiny", 1, 1024)],
+        fast_training=[],
+    ),
+    "cuda": Cases(
+        forward=[("tiny", 128, 224), ("tiny", 8, 1024), ("tiny", 2, 2048), ("small", 128, 224)],
+        bfloat16=[("tiny", 128, 224), ("tiny", 8, 1024), ("tiny", 2, 2048), ("small", 128, 224)],
+        compiled=[("tiny", 128, 224)],
+        training=[("tiny", 128, 224), ("tiny", 8, 1024)],
+        fast_training=[("tiny", 128, 224)],
+    ),
+}
 
 
 def models_of(size: str) -> list[str]:
@@ -82,14 +110,16 @@ def gemms(model: nn.Module, images: Tensor) -> Callable[[], Any]:
     return run
 
 
-def training_step(model: nn.Module, images: Tensor) -> Callable[[], Any]:
+def training_step(model: nn.Module, images: Tensor, autocast: bool = False) -> Callable[[], Any]:
     """Forward, backward and AdamW."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     target = torch.zeros(len(images), dtype=torch.long, device=images.device)
 
     def run() -> None:
-        F.cross_entropy(model(images), target).backward()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
+            loss = F.cross_entropy(model(images), target)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -117,7 +147,8 @@ def check(name: str, pixels: int, device: str) -> None:
     """Raise if the fast path of the model differs from float64 on the pure-torch ops."""
     model, images = create(name, pixels, device), torch.randn(1, 3, pixels, pixels, device=device)
     with torch.no_grad():
-        actual = model(images)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the default rounds convolutions to TF32
+            actual = model(images)
         with use_backend("torch"):
             wanted = model.double()(images.double())
     error = ((actual - wanted).abs().max() / wanted.abs().max()).item()
@@ -150,6 +181,14 @@ def print_peak(kind: str, mode: str, name: str, batch: str, pixels: str) -> None
         print(peak_memory())
 
 
+def peak_of_call(function: Callable[[], Any]) -> int:
+    """Largest sum of tensors on the GPU during a call beyond those before it, in bytes."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def measure_case(
     mode: str, case: tuple[str, int, int], functions: dict[str, Callable[[], Any]], args: argparse.Namespace
 ) -> list[dict[str, Any]]:
@@ -161,8 +200,11 @@ def measure_case(
     print(f"{mode}, {batch} x {pixels} px")
     for label, seconds in times.items():
         memory = {"peak_tensors_mebibytes": "", "peak_process_mebibytes": ""}
-        if mode in MEMORY_MODES and label in (name, *peers) and args.device == "cpu" and not args.short:
-            memory = measure_memory(mode, label, batch, pixels, args.threads)
+        if mode in MEMORY_MODES and label in (name, *peers) and not args.short:
+            if args.device == "cuda":
+                memory["peak_tensors_mebibytes"] = f"{peak_of_call(functions[label]) / 2**20:.0f}"
+            else:
+                memory = measure_memory(mode, label, batch, pixels, args.threads)
         ratio, peaks = seconds / times[name], " / ".join(filter(None, memory.values()))
         line = f"  {label:40} {seconds * 1e3:10.2f} ms  {ratio:7.3f} x {name}"
         print(f"{line}  {peaks} MiB" if peaks else line, flush=True)
@@ -172,65 +214,66 @@ def measure_case(
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="two sizes, forward alone, no memory")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the CSV file and the plot")
-    parser.add_argument("--peak", nargs=5, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    keep_freed_memory()
-    if args.peak:
-        return print_peak(*args.peak)
+Measure = Callable[[str, tuple[str, int, int], dict[str, Callable[[], Any]]], None]
 
-    rows: list[dict[str, Any]] = []
 
-    def measure(mode: str, case: tuple[str, int, int], functions: dict[str, Callable[[], Any]]) -> None:
-        rows.extend(measure_case(mode, case, functions, args))
+def create_all(case: tuple[str, int, int], device: str) -> tuple[dict[str, nn.Module], Tensor]:
+    """All models of a size by their names, and images (B, 3, H, W) for them."""
+    size, batch, pixels = case
+    models = {name: create(name, pixels, device) for name in models_of(size)}
+    return models, torch.randn(batch, 3, pixels, pixels, device=device)
 
-    def images(batch: int, pixels: int) -> Tensor:
-        return torch.randn(batch, 3, pixels, pixels, device=args.device)
 
-    def create_all(size: str, pixels: int) -> dict[str, nn.Module]:
-        return {name: create(name, pixels, args.device) for name in models_of(size)}
-
-    for name in models_of("tiny")[:2] + models_of("small")[:2]:
-        check(name, 224, args.device)
-    for case in FORWARD[:2] if args.short else FORWARD:
-        size, batch, pixels = case
-        models, x = create_all(size, pixels), images(batch, pixels)
+def measure_inference(args: argparse.Namespace, measure: Measure) -> None:
+    cases = CASES[args.device]
+    for case in cases.forward[:2] if args.short else cases.forward:
+        models, x = create_all(case, args.device)
         functions = {name: forward(model, x) for name, model in models.items()}
         functions |= {f"{name} GEMMs": gemms(model, x) for name, model in models.items() if name.startswith("vrwkv")}
         measure("forward", case, {label: torch.inference_mode()(function) for label, function in functions.items()})
-    if not args.short:
-        for case in BFLOAT16 if has_bfloat16(args.device) else ():
-            size, batch, pixels = case
-            models, x = create_all(size, pixels), images(batch, pixels)
-            first, model = next(iter(models.items()))
-            functions = {first: forward(model, x)}
-            functions |= {f"{name} bf16": forward(model, x, autocast=True) for name, model in models.items()}
-            measure("forward, bf16", case, functions)
-        for case in COMPILED:
-            size, batch, pixels = case
-            torch.compiler.reset()
-            models, x = create_all(size, pixels), images(batch, pixels)
-            first, model = next(iter(models.items()))
-            functions = {first: forward(model, x)}
-            functions |= {f"{name} compiled": forward(torch.compile(model), x) for name, model in models.items()}
-            measure("forward, compiled", case, functions)
-        for mode in ("training", "training, checkpointed"):
-            for case in TRAIN:
-                size, batch, pixels = case
-                models = create_all(size, pixels)
-                for model in models.values():
-                    model.set_grad_checkpointing(mode.endswith("checkpointed"))
-                measure(mode, case, {n: training_step(model, images(batch, pixels)) for n, model in models.items()})
-    suffix = "short" if args.short else args.device
-    print(write_rows(f"models_{suffix}", rows, args.output))
-    if not args.short:
-        draw(rows, args.output / f"resolution_{args.device}.png")
+    if args.short:
+        return
+    for case in cases.bfloat16 if has_bfloat16(args.device) else ():
+        models, x = create_all(case, args.device)
+        first, model = next(iter(models.items()))
+        functions = {first: forward(model, x)}
+        functions |= {f"{name} bf16": forward(model, x, autocast=True) for name, model in models.items()}
+        measure("forward, bf16", case, functions)
+
+
+def measure_training(args: argparse.Namespace, measure: Measure) -> None:
+    cases = CASES[args.device]
+    for mode in ("training", "training, checkpointed"):
+        for case in cases.training:
+            models, x = create_all(case, args.device)
+            for model in models.values():
+                model.set_grad_checkpointing(mode.endswith("checkpointed"))
+            measure(mode, case, {name: training_step(model, x) for name, model in models.items()})
+    for case in cases.fast_training:
+        (models, x), (fast, _) = create_all(case, args.device), create_all(case, args.device)
+        first, model = next(iter(models.items()))
+        functions = {first: training_step(model, x)}
+        functions |= {f"{name} bf16": training_step(model, x, autocast=True) for name, model in fast.items()}
+        measure("training, bf16", case, functions)
+
+
+def measure_compiled(args: argparse.Namespace, measure: Measure) -> None:
+    cases = CASES[args.device]
+    for case in cases.compiled:
+        torch.compiler.reset()
+        models, x = create_all(case, args.device)
+        first, model = next(iter(models.items()))
+        functions = {first: forward(model, x)}
+        functions |= {f"{name} compiled": forward(torch.compile(model), x) for name, model in models.items()}
+        measure("forward, compiled", case, functions)
+    for case in cases.fast_training:
+        torch.compiler.reset()
+        (models, x), (fast, _) = create_all(case, args.device), create_all(case, args.device)
+        first, model = next(iter(models.items()))
+        functions = {first: training_step(model, x, autocast=True)}
+        for name, model in fast.items():
+            functions[f"{name} compiled"] = training_step(torch.compile(model), x, autocast=True)
+        measure("training, bf16, compiled", case, functions)
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -261,6 +304,36 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes[0].legend(fontsize=8)
     figure.suptitle(f"{rows[0]['processor']}, {rows[0]['threads']} threads, torch {rows[0]['torch']}", fontsize=9)
     figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="two sizes, forward alone, no memory")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the CSV file and the plot")
+    parser.add_argument("--peak", nargs=5, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    keep_freed_memory()
+    if args.peak:
+        return print_peak(*args.peak)
+
+    rows: list[dict[str, Any]] = []
+    suffix = "short" if args.short else args.device
+
+    def measure(mode: str, case: tuple[str, int, int], functions: dict[str, Callable[[], Any]]) -> None:
+        rows.extend(measure_case(mode, case, functions, args))
+        write_rows(f"models_{suffix}", rows, args.output)  # now, lest a later case takes those before with it
+
+    for name in models_of("tiny")[:2] + models_of("small")[:2]:
+        check(name, 224, args.device)
+    measure_inference(args, measure)
+    if not args.short:
+        measure_training(args, measure)
+        draw(rows, args.output / f"resolution_{args.device}.png")
+        measure_compiled(args, measure)  # last: it needs most of the machine, a C compiler among it
+    print(args.output / f"models_{suffix}.csv")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,13 @@ def kernels():
         pytest.fail("the CUDA kernels are not built: `VRWKV_CUDA=1 pip install . --no-build-isolation`")
 
 
+@pytest.fixture(autouse=True)
+def whole_convolutions():
+    """Torch's default rounds the inputs of convolutions, the patch embedding among them, to 11 bits (TF32)."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
 def random_inputs(batch, tokens, channels, dtype=torch.float32, device="cuda"):
     generator = torch.Generator(device).manual_seed(0)
     w = torch.linspace(-5, 3, channels, device=device) / tokens
