@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OPS = Path(__file__).resolve().parent.parent / "vrwkv" / "ops"
-ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "11.0", "12.0")
 ELEMENT_BYTES = {"half": 2, "bfloat16": 2, "float": 4, "double": 8}
 
 
@@ -41,6 +41,7 @@ MULTIPROCESSORS = {
     "8.9": Multiprocessor(48, 24, 100 * 1024),
     "9.0": Multiprocessor(64, 32, 228 * 1024),
     "10.0": Multiprocessor(64, 32, 228 * 1024),
+    "11.0": Multiprocessor(48, 24, 228 * 1024),
     "12.0": Multiprocessor(48, 24, 100 * 1024),
 }
 

@@ -87,9 +87,9 @@ template <typename scalar_t, int V>
 struct Lane {
   using Values = Vector<scalar_t, V>;
   int64_t channel;
-  unsigned groups;  // of the channels, four bits each
-  bool uniform;     // all of one group
-  Move move;        // if so
+  int groups;    // of the channels, four bits each
+  bool uniform;  // all of one group
+  Move move;     // if so
 
   __device__ __forceinline__ Lane(const Grid& grid, int64_t first) : channel(first), groups(0), uniform(true) {
     int64_t in_head = first % grid.head;

@@ -25,11 +25,13 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int i = 0; i < V; ++i) grad_mix[m][i] = 0;
     }
     if (part.active) {
-      const L lane(grid, part.channel);
+      L lane(grid, part.channel);
       load_mixes<acc_t>(mixes.mix, N, part.channel, mix);
       Place place = place_of(grid, part.begin);
 #pragma unroll 1
       for (; place.token < part.end; advance(place, grid, plan)) {  // count: tokens
+        // Or the moves of a vector that a bound cuts would hold registers across the loop.
+        lane.groups = computed_here(lane.groups);
         const int64_t at = place.token * grid.channels + part.channel;
         // All loads before their use: they go to memory together.
         const typename L::Values own = lane.own(x, grid, place), other = lane.shifted(x, grid, place, 1);

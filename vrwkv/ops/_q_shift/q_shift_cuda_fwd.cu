@@ -11,10 +11,12 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t task = blockIdx.x; task < plan.tasks(); task += gridDim.x) {
     const Part part(grid, plan, task, V);
     if (!part.active) continue;
-    const L lane(grid, part.channel);
+    L lane(grid, part.channel);
     Place place = place_of(grid, part.begin);
 #pragma unroll 1
     for (; place.token < part.end; advance(place, grid, plan)) {  // count: tokens
+      // Or the moves of a vector that a bound cuts would hold registers across the loop.
+      lane.groups = computed_here(lane.groups);
       const typename L::Values values = lane.shifted(x, grid, place, 1);
       vector_at<typename L::Values>(y + (place.token * grid.channels + part.channel)) = values;
     }
