@@ -3,9 +3,11 @@
 python benchmarks/run_learning.py --data-root DIR [--models vrwkv vit ...] [--epochs 30] [--seeds 3]
 
 DIR holds train/class/picture and val/class/picture of 64 pixels. Each model is trained with each learning rate and
-seed 0; with its best one also with the other seeds. Then the same weights are tested at 64, 96 and 128 pixels. The
-ablations of VRWKV take its best learning rate. A row is added to learning.csv as soon as a training ends, and what has
-a row is not trained again, so that the script may be stopped at any time; a training that was stopped goes on.
+seed 0; with its best one also with the other seeds. Then the same weights are tested at 64, 96 and 128 pixels. VRWKV's
+best learning rate is also that of its ablations, and of VRWKV after masked pre-training: as many epochs of that, which
+sees a quarter of the patches, and half as many with classes. A row is added to learning.csv as soon as a training ends,
+and what has a row is not trained again, so that the script may be stopped at any time; a training that was stopped goes
+on. Several processes may train different models into one file.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import vrwkv.layers.spatial_mix
 from vrwkv.classification import Config, validate
 from vrwkv.classification.task import ClassificationTask
 from vrwkv.layers import SpatialMix
+from vrwkv.pretraining import PretrainingConfig, pretrain
 from vrwkv.runtime import trainer
 from vrwkv.runtime.config import check
 
@@ -72,12 +75,13 @@ ABLATIONS: dict[str, Callable[[nn.Module], None]] = {
     "vrwkv one way": one_way,
     "vrwkv with equal decays": flat_decay,
 }
+PRETRAINED = "vrwkv pre-trained"
+ALL = [*MODELS, *ABLATIONS, PRETRAINED]
 
 
-def config_of(name: str, lr: float, seed: int, args: argparse.Namespace) -> Config:
+def shared_settings(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     model, model_args = MODELS[name.partition(" ")[0]]
-    content = {
-        "output": str(args.runs / f"{name.replace(' ', '_')}-lr{lr:g}-seed{seed}"),
+    return {
         "epochs": args.epochs,
         "seed": seed,
         "device": args.device,
@@ -89,15 +93,37 @@ def config_of(name: str, lr: float, seed: int, args: argparse.Namespace) -> Conf
             "img_size": SIZE,
             "crop_pct": 1.0,
         },
-        "augment": {"scale": [0.35, 1.0], "label_smoothing": 0.1},
-        "optim": {"lr": lr, "clip_grad": 5.0},
         "schedule": {"warmup_epochs": max(args.epochs // 15, 1)},
     }
+
+
+def config_of(name: str, lr: float, seed: int, args: argparse.Namespace) -> Config:
+    content = {
+        **shared_settings(name, seed, args),
+        "output": str(args.runs / f"{name.replace(' ', '_')}-lr{lr:g}-seed{seed}"),
+        "augment": {"scale": [0.35, 1.0], "label_smoothing": 0.1},
+        "optim": {"lr": lr, "clip_grad": 5.0},
+    }
+    if name == PRETRAINED:
+        content["model"]["checkpoint"] = str(masked_pretraining(seed, args))
+        content["epochs"] = args.epochs // 2
     return check(Config, content)
+
+
+def masked_pretraining(seed: int, args: argparse.Namespace) -> Path:
+    """Weights of an autoencoder."""
+    content = {
+        **shared_settings(PRETRAINED, seed, args),
+        "output": str(args.runs / f"autoencoder-seed{seed}"),
+        "decoder": {"dim": 64, "depth": 2},
+        "optim": {"lr": 2e-3, "clip_grad": 1.0},
+    }
+    return pretrain(check(PretrainingConfig, content), resume="auto").with_name("last.pth")
 
 
 def train(name: str, lr: float, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """A row of the results."""
+    begin = time.monotonic()
     config, ablate = config_of(name, lr, seed, args), ABLATIONS.get(name)
 
     def make_task(config: Config, world: Any) -> ClassificationTask:
@@ -108,7 +134,6 @@ def train(name: str, lr: float, seed: int, args: argparse.Namespace) -> dict[str
         return task
 
     row: dict[str, Any] = {"model": name, "lr": f"{lr:g}", "seed": seed, "epochs": args.epochs}
-    begin = time.monotonic()
     ordinary = vrwkv.layers.spatial_mix.bi_wkv
     try:
         last = trainer.run(make_task, config, resume="auto").with_name("last.pth")
@@ -144,7 +169,7 @@ def add_row(path: Path, row: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--models", nargs="+", choices=[*MODELS, *ABLATIONS], default=[*MODELS, *ABLATIONS])
+    parser.add_argument("--models", nargs="+", choices=ALL, default=ALL)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lrs", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3])
