@@ -167,6 +167,16 @@ def test_one_pass_explains_as_each_measure_does(name: str, images: Tensor) -> No
         assert shares is None
 
 
+@pytest.mark.parametrize("name", ["crossvit_tiny_240", "pit_ti_distilled_224"])
+def test_models_without_one_map_of_patches_say_their_classes(name: str) -> None:
+    model = timm.create_model(name, num_classes=3).eval()
+    images = torch.randn(1, *model.pretrained_cfg["input_size"])
+    logits, votes, shares = explain(model, images)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, model(images))
+    assert votes is None and shares is None
+
+
 def test_messages(model: VisionRWKV, images: Tensor) -> None:
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\) of the height and the width, got \(0.5, 1\)"):
         gathered_shares(model, images, (0.5, 1))

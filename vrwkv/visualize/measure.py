@@ -97,10 +97,14 @@ def spatial_mixes(model: nn.Module) -> list[SpatialMix]:
     Raises:
         ValueError: there are none.
     """
-    mixes = [module for module in model.modules() if isinstance(module, SpatialMix)]
+    mixes = _spatial_mixes(model)
     if not mixes:
         raise ValueError(f"a model with Bi-WKV layers is required, {type(model).__name__} has none")
     return mixes
+
+
+def _spatial_mixes(model: nn.Module) -> list[SpatialMix]:
+    return [module for module in model.modules() if isinstance(module, SpatialMix)]
 
 
 @torch.no_grad()
@@ -140,27 +144,27 @@ class Explanation(NamedTuple):
 
 def explain(model: nn.Module, images: Tensor) -> Explanation:
     """Logits, votes and shares from one pass through a model in evaluation mode; `images` are ``(B, C, H, W)``."""
-    if not hasattr(model, "forward_intermediates"):
+    mixes = _spatial_mixes(model)
+    try:
+        with _recorded(mixes) as record:
+            logits, votes = _logits_and_votes(model, images, None)
+    except (AttributeError, RuntimeError):  # no features of patches, or not in one tensor; else it is raised again
         with torch.no_grad():
             return Explanation(model(images), None, None)
-    mixes = [module for module in model.modules() if isinstance(module, SpatialMix)]
-    with _recorded(mixes) as record:
-        logits, votes = _logits_and_votes(model, images, None)
     return Explanation(logits, votes if votes.any() else None, _all_shares(mixes, record, None) if mixes else None)
 
 
 class _Record(NamedTuple):
     keys: dict[nn.Module, Tensor]  # (B, T, C)
-    grids: list[tuple[int, int]]  # of the patches, for each layer
+    grids: list[tuple[int, int]]  # of the patches, in the first layer
 
 
 @contextmanager
 def _recorded(mixes: Sequence[SpatialMix]) -> Iterator[_Record]:
     """What layers are given while the block runs."""
     record = _Record({}, [])
-    hooks = []
+    hooks = [mix.register_forward_pre_hook(lambda _, args: record.grids.append(args[1])) for mix in mixes[:1]]
     for mix in mixes:
-        hooks.append(mix.register_forward_pre_hook(lambda _, args: record.grids.append(args[1])))
         hooks.append(mix.key.register_forward_hook(lambda module, _, output: record.keys.update({module: output})))
     try:
         yield record
