@@ -9,11 +9,13 @@ models_<device>.csv and resolution_<device>.png.
 """
 
 import argparse
+import copy
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +226,15 @@ def create_all(case: tuple[str, int, int], device: str) -> tuple[dict[str, nn.Mo
     return models, torch.randn(batch, 3, pixels, pixels, device=device)
 
 
+def beside_first(
+    models: dict[str, nn.Module], suffix: str, plain: Callable[..., Any], changed: Callable[..., Any]
+) -> dict[str, Callable[[], Any]]:
+    """A copy of the first model called plainly, for comparison, and every model called in another way."""
+    first, model = next(iter(models.items()))
+    functions = {first: plain(copy.deepcopy(model))}
+    return functions | {f"{name} {suffix}": changed(each) for name, each in models.items()}
+
+
 def measure_inference(args: argparse.Namespace, measure: Measure) -> None:
     cases = CASES[args.device]
     for case in cases.forward[:2] if args.short else cases.forward:
@@ -235,10 +246,8 @@ def measure_inference(args: argparse.Namespace, measure: Measure) -> None:
         return
     for case in cases.bfloat16 if has_bfloat16(args.device) else ():
         models, x = create_all(case, args.device)
-        first, model = next(iter(models.items()))
-        functions = {first: forward(model, x)}
-        functions |= {f"{name} bf16": forward(model, x, autocast=True) for name, model in models.items()}
-        measure("forward, bf16", case, functions)
+        plain, changed = partial(forward, images=x), partial(forward, images=x, autocast=True)
+        measure("forward, bf16", case, beside_first(models, "bf16", plain, changed))
 
 
 def measure_training(args: argparse.Namespace, measure: Measure) -> None:
@@ -250,11 +259,14 @@ def measure_training(args: argparse.Namespace, measure: Measure) -> None:
                 model.set_grad_checkpointing(mode.endswith("checkpointed"))
             measure(mode, case, {name: training_step(model, x) for name, model in models.items()})
     for case in cases.fast_training:
-        (models, x), (fast, _) = create_all(case, args.device), create_all(case, args.device)
-        first, model = next(iter(models.items()))
-        functions = {first: training_step(model, x)}
-        functions |= {f"{name} bf16": training_step(model, x, autocast=True) for name, model in fast.items()}
-        measure("training, bf16", case, functions)
+        models, x = create_all(case, args.device)
+        plain, changed = partial(training_step, images=x), partial(training_step, images=x, autocast=True)
+        measure("training, bf16", case, beside_first(models, "bf16", plain, changed))
+
+
+def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` for the compiled model."""
+    return lambda model: call(torch.compile(model))
 
 
 def measure_compiled(args: argparse.Namespace, measure: Measure) -> None:
@@ -262,18 +274,13 @@ def measure_compiled(args: argparse.Namespace, measure: Measure) -> None:
     for case in cases.compiled:
         torch.compiler.reset()
         models, x = create_all(case, args.device)
-        first, model = next(iter(models.items()))
-        functions = {first: forward(model, x)}
-        functions |= {f"{name} compiled": forward(torch.compile(model), x) for name, model in models.items()}
-        measure("forward, compiled", case, functions)
+        call = partial(forward, images=x)
+        measure("forward, compiled", case, beside_first(models, "compiled", call, compiled(call)))
     for case in cases.fast_training:
         torch.compiler.reset()
-        (models, x), (fast, _) = create_all(case, args.device), create_all(case, args.device)
-        first, model = next(iter(models.items()))
-        functions = {first: training_step(model, x, autocast=True)}
-        for name, model in fast.items():
-            functions[f"{name} compiled"] = training_step(torch.compile(model), x, autocast=True)
-        measure("training, bf16, compiled", case, functions)
+        models, x = create_all(case, args.device)
+        step = partial(training_step, images=x, autocast=True)
+        measure("training, bf16, compiled", case, beside_first(models, "compiled", step, compiled(step)))
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:

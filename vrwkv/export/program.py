@@ -32,8 +32,9 @@ def trace(network: nn.Module, channels: int) -> ExportedProgram:
         raise UserError(
             f"{type(network).__name__} cannot be exported for every image size: {first_line(error)}"
         ) from error
-    for module in program.graph_module.modules():
-        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+    graphs = [module.graph for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
+    for graph in graphs:
+        for node in graph.nodes:
             node.meta.pop("stack_trace", None)  # files are not to say where on this machine they were made
     return program
 
