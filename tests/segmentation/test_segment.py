@@ -64,7 +64,7 @@ def test_pictures_of_a_result(model):
 
 
 def test_odd_files(segment_main, config_path, checkpoint, tmp_path, capsys):
-    """One folder of odd pictures, two of one name, and a broken one: it is named at the end, the others are done."""
+    """Odd pictures, two of one name beside one of the name the second would get, a broken one: the others are done."""
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     (folder / "notes.txt").write_text("no picture")
@@ -74,6 +74,7 @@ def test_odd_files(segment_main, config_path, checkpoint, tmp_path, capsys):
     upright.save(folder / "turned.jpg", exif=exif)
     upright.save(folder / "same.jpg")
     upright.save(folder / "same.png")
+    upright.save(folder / "same-2.png")
     noise(30, 40, 1).save(folder / "grey.png")
     noise(30, 40, 4).save(folder / "transparent.png")
     Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50).save(folder / "deep.png")
@@ -83,15 +84,25 @@ def test_odd_files(segment_main, config_path, checkpoint, tmp_path, capsys):
     assert segment_main(argv) == 1
     captured = capsys.readouterr()
     results = {result["image"].rpartition("/")[2]: result for result in json.loads(captured.out)}
-    assert len(results) == 8
+    assert len(results) == 9
     assert "error" in results.pop("broken.png")
     assert f"error: cannot read image {folder / 'broken.png'}: " in captured.err.splitlines()[-1]
-    assert len(list(out.iterdir())) == 14
+    assert len(list(out.iterdir())) == 16
     for result in results.values():
         assert sum(result["shares"].values()) == pytest.approx(1, abs=1e-5)
         assert Image.open(result["mask"]).mode == "P"
     assert Image.open(results["turned.jpg"]["mask"]).size == (30, 40)
     assert Image.open(results["dot.png"]["mask"]).size == (1, 1)
+
+
+def test_pictures_are_not_overwritten(segment_main, error, config_path, checkpoint, tmp_path):
+    noise(30, 40).save(tmp_path / "photo.png")
+    noise(30, 40).save(tmp_path / "photo_mask.png")
+    before = (tmp_path / "photo_mask.png").read_bytes()
+    argv = [str(tmp_path), "--config", str(config_path), "--checkpoint", str(checkpoint), "--out", str(tmp_path)]
+    assert f"picture {tmp_path / 'photo_mask.png'} would be overwritten" in error(segment_main, argv)
+    assert (tmp_path / "photo_mask.png").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Segmenting many picture files into a folder."""
 
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -58,23 +59,21 @@ def segment_files(
         first; or {"image", "error"} where it cannot be read or the results cannot be written.
 
     Raises:
-        UserError: `out` cannot be created, or `opacity`, `classes` or `tile` is out of range.
+        UserError: `out` cannot be created, a result would overwrite a picture, or `opacity`, `classes` or `tile` is out
+            of range.
     """
     check_tile(tile)
     meta: dict[str, Any] = model.dataset_meta  # type: ignore[assignment]
     drawn_classes(meta["classes"], classes)
     if not 0 <= opacity <= 1:
         raise UserError(f"opacity must lie between 0 and 1, not {opacity}")
+    files = _results(pictures, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}") from error
     results: list[dict[str, Any]] = []
-    names: set[str] = set()
-    for path in tqdm(pictures, unit="picture", disable=len(pictures) == 1):
-        name = path.stem if path.stem not in names else f"{path.stem}-{len(names)}"
-        names.add(name)
-        overlay, mask = out / f"{name}_overlay.png", out / f"{name}_mask.png"
+    for path, (overlay, mask) in zip(tqdm(pictures, unit="picture", disable=len(pictures) == 1), files, strict=True):
         result: dict[str, Any] = {"image": str(path)}
         try:
             with config_errors("the model cannot be run", lambda: not any("mask" in each for each in results)):
@@ -88,3 +87,21 @@ def segment_files(
             result.update(overlay=str(overlay), mask=str(mask), shares=shares)
         results.append(result)
     return results
+
+
+def _results(pictures: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
+    """For each picture the overlay and the mask, none of them a picture.
+
+    Raises:
+        UserError: one of them is one of the pictures.
+    """
+    names: list[str] = []
+    for path in pictures:
+        tries = (f"{path.stem}-{number}" if number > 1 else path.stem for number in count(1))
+        names.append(next(name for name in tries if name not in names))
+    files = [(out / f"{name}_overlay.png", out / f"{name}_mask.png") for name in names]
+    read = {path.resolve() for path in pictures}
+    for file in chain.from_iterable(files):
+        if file.resolve() in read:
+            raise UserError(f"picture {file} would be overwritten; write to another folder than {out}")
+    return files
