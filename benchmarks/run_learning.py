@@ -33,7 +33,7 @@ SIZE, OTHER_SIZES = 64, (96, 128)
 SMALL = {"img_size": SIZE, "patch_size": 8, "embed_dim": 128, "depth": 6}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "vrwkv": ("vrwkv_tiny_patch16_224", SMALL),
-    "vrwkv6": ("vrwkv6_tiny_patch16_224", SMALL | {"embed_dim": 108, "head_size": 36}),
+    "vrwkv6": ("vrwkv6_tiny_patch16_224", SMALL | {"embed_dim": 112, "head_size": 56, "mlp_ratio": 3.5}),
     "vit": ("vit_tiny_patch16_224", SMALL | {"embed_dim": 132, "num_heads": 4, "dynamic_img_size": True}),
     "convnext": ("convnext_atto", {"dims": [24, 48, 100, 196], "depths": [2, 2, 6, 2], "patch_size": 2}),
 }
