@@ -12,6 +12,7 @@ from PIL import Image
 from support.ranks import Forked
 from support.training import MEAN, STD, normalise
 
+from vrwkv.classification import folder
 from vrwkv.classification.config import AugmentConfig, DataConfig
 from vrwkv.classification.data import (
     PictureDataset,
@@ -170,6 +171,30 @@ def test_classes_are_ordered_by_number(tmp_path):
         save(tmp_path / "train" / name / "x.png")
     (tmp_path / "train" / "notes.txt").write_text("no class")
     assert list(ImageFolder(tmp_path, "train").pictures) == ["9", "10", "a", "b"]
+
+
+def test_names_that_differ_in_zeros_or_case_alone_are_ordered(tmp_path, monkeypatch):
+    """However the file system lists them."""
+    for name in ("a/1.png", "a/01.png", "A/001.png"):
+        save(tmp_path / "train" / name)
+    found, scan = [], folder._scan
+    for step in (1, -1):
+        monkeypatch.setattr(folder, "_scan", lambda path: sorted(scan(path), key=lambda each: each.name)[::step])  # noqa: B023
+        pictures = ImageFolder(tmp_path, "train")
+        samples = PictureDataset(pictures, ["A", "a"], 3).samples
+        found.append((list(pictures.pictures), [os.path.relpath(path, tmp_path / "train") for path, _ in samples]))
+    assert found == [(["A", "a"], ["A/001.png", "a/01.png", "a/1.png"])] * 2
+
+
+def test_only_links_are_asked_what_they_are(tmp_path, monkeypatch):
+    """A question for each of a million pictures would take the start minutes."""
+    for name in ("1.png", "2.png"):
+        save(tmp_path / "train" / "a" / name)
+    (tmp_path / "train" / "a" / "3.png").symlink_to("1.png")
+    asked, isfile = [], os.path.isfile
+    monkeypatch.setattr("os.path.isfile", lambda path: asked.append(os.path.basename(path)) or isfile(path))
+    assert len(ImageFolder(tmp_path, "train").pictures["a"]) == 3
+    assert asked == ["3.png"]
 
 
 def save(path):

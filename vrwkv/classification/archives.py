@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from timm.utils.misc import natural_key
-
+from vrwkv.classification.folder import natural_order
 from vrwkv.runtime.errors import UserError, first_line
 from vrwkv.runtime.images import Packed
 
@@ -140,4 +139,4 @@ def find_archives(root: str, split: str) -> list[str]:
     if any(entry.is_dir() for entry in visible):
         return []
     archives = (entry.path for entry in visible if entry.name.lower().endswith(ENDINGS))
-    return sorted(archives, key=natural_key)
+    return sorted(archives, key=natural_order)

@@ -5,13 +5,12 @@ from typing import Any
 
 from timm.data import create_loader, create_transform
 from timm.data.loader import PrefetchLoader
-from timm.utils.misc import natural_key
 from torch.utils.data import Dataset
 
 from vrwkv.classification.archives import find_archives
 from vrwkv.classification.config import AugmentConfig, DataConfig
 from vrwkv.classification.corrupt import CountingLoader, ReplacingDataset
-from vrwkv.classification.folder import ImageFolder, Pictures
+from vrwkv.classification.folder import ImageFolder, Pictures, natural_order
 from vrwkv.classification.packed import ArchiveFolders, HuggingFace, Shards
 from vrwkv.runtime.errors import UserError, nearest
 from vrwkv.runtime.images import mode_of, open_image
@@ -60,7 +59,7 @@ class PictureDataset(Dataset[tuple[Any, int]]):
                 unknown = f"class {pictures.path / name} is none of the {len(class_names)} known classes"
                 raise UserError(f"{unknown}{nearest(name, class_names)}")
         samples = [(picture, index[name]) for name, found in pictures.pictures.items() for picture in found]
-        self.samples = sorted(samples, key=lambda sample: natural_key(str(sample[0])))
+        self.samples = sorted(samples, key=lambda sample: natural_order(str(sample[0])))
         self.mode = mode_of(channels)
         self.transform: Any = None  # to be set
 

@@ -9,6 +9,11 @@ from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.images import Picture, picture_endings
 
 
+def natural_order(name: str) -> tuple[list[int | str], str]:
+    """A key to sort by: digits by value, and names that differ in zeros or case alone always in the same order."""
+    return natural_key(name), name
+
+
 class Pictures:
     """The pictures of one split, found once.
 
@@ -48,7 +53,7 @@ class ImageFolder(Pictures):
             raise UserError(f"{what}; pictures are expected as {self.path}/class/picture")
         above = [self.path.resolve(), *self.path.resolve().parents]
         self._owners = {_identity(folder): "" for folder in above}  # the class of each folder that was read
-        for name in sorted((entry.name for entry in _scan(self.path) if _is_folder(entry)), key=natural_key):
+        for name in sorted((entry.name for entry in _scan(self.path) if _is_folder(entry)), key=natural_order):
             self.pictures[name] = self._find(name)
         if not self.pictures:
             raise UserError(f"{self.path} holds no class folders")
@@ -71,7 +76,7 @@ class ImageFolder(Pictures):
                     waiting.append(entry.path)
                     continue
                 self.files += 1
-                if os.path.splitext(entry.name)[1].lower() in endings and os.path.isfile(entry.path):
+                if os.path.splitext(entry.name)[1].lower() in endings and _is_file(entry):
                     found.append(entry.path)
         if not found:
             raise UserError(f"class folder {folder} is empty: no file in it has the ending of a picture")
@@ -89,6 +94,11 @@ def _scan(folder: str | Path) -> list[os.DirEntry[str]]:
             return [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise UserError(f"cannot read folder {folder}: {error.strerror}") from error
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Asks the file system about links alone."""
+    return entry.is_file(follow_symlinks=False) or (entry.is_symlink() and os.path.isfile(entry.path))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
