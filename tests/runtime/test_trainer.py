@@ -313,6 +313,16 @@ def test_lowest_error_is_best(config, tmp_path, monkeypatch):
     assert judged == [(True, False)] * 5
 
 
+def test_error_that_is_no_number_is_never_the_best(config, tmp_path, monkeypatch):
+    """Whatever else there is is better; until then the run can be resumed, too."""
+    errors = iter([float("nan"), float("nan"), 0.5, float("nan")])
+    monkeypatch.setattr(MeanColour, "evaluate", lambda self, model: {"loss": 0, "error": next(errors), "near": 0})
+    path = run(MeanColour, config(epochs=1))
+    assert load(path)["best_metric"] is None
+    best = load(run(MeanColour, config(epochs=4), resume="auto"))
+    assert (best["epoch"], best["best_metric"]) == (3, 0.5)
+
+
 def test_without_averages_the_weights_are_judged(config, monkeypatch):
     judged = []
     evaluate = MeanColour.evaluate

@@ -271,6 +271,6 @@ class Trainer:
         self.scalars.add({f"eval_{name}": value for name, value in evaluated.items()}, state.updates)
         value = metrics[judge.name]
         if state.best is None or (value >= state.best if judge.higher_is_better else value <= state.best):
-            state.best = content["best_metric"] = value
+            state.best = content["best_metric"] = value if math.isfinite(value) else None
             checkpoint.save(content, self.folder.best)
         self._save_last(content)  # last: until here, resuming repeats the evaluation
