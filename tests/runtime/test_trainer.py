@@ -4,6 +4,7 @@ import csv
 import errno
 import itertools
 import os
+import re
 import signal
 import sys
 import time
@@ -176,7 +177,7 @@ def test_process_that_dies(size, dead, config, tmp_path):
         said = (tmp_path / str(rank)).read_text()
         expected = f"rank {rank} of {size} lost the connection to another; it has no answer from rank {dead}"
         assert said.startswith(expected)
-        assert size > 2 or said == expected
+        assert re.search(r"rank \d: .*(onnection|peer)", said)
     run_ranks(lambda: run(MeanColour, config(), resume="auto") and None, size)
     assert load(tmp_path / "output" / "last.pth")["epoch"] == 3
 

@@ -91,7 +91,7 @@ def join_world(device: str) -> Iterator[World]:
             yield world
         except RuntimeError as error:
             if world.distributed and re.search(r"gloo|nccl|connection|timed out", str(error), re.IGNORECASE):
-                raise UserError(_lost(world)) from error
+                raise UserError(f"{_lost(world)}: {_cause(error)}") from error
             raise
     finally:
         if torch.distributed.is_initialized():
@@ -117,6 +117,11 @@ def _lost(world: World) -> str:
                 time.sleep(0.2)
     names = ", ".join(f"rank {rank}" for rank in absent)
     return f"rank {world.rank} of {world.size} lost the connection to another; it has no answer from {names}"
+
+
+def _cause(error: RuntimeError) -> str:
+    """An error's first line, and what NCCL says some lines below."""
+    return "; ".join([first_line(error), *re.findall(r"^Last error:\s*(.+)", str(error), re.MULTILINE)])
 
 
 def autocast(world: World, amp: Amp) -> torch.autocast:
