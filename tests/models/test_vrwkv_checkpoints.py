@@ -1,6 +1,7 @@
 """Checkpoints: the authors' files as they are, our own, other grids, other heads."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from support.golden import GOLDEN, load_golden
+from timm.layers import EcaModule
 from timm.models import load_checkpoint
 from torch import Tensor, nn
 
@@ -113,6 +115,20 @@ def test_own_names_pass_unchanged(source: tuple) -> None:
     assert_equal(model, expected)
 
 
+@pytest.mark.parametrize("name", ["test_vrwkv", "test_vrwkv6"])
+def test_what_users_add_comes_back(name: str) -> None:
+    """Modules by names that the authors' files have, too, and with parameters of the shape of theirs."""
+    models = [timm.create_model(name) for _ in range(2)]
+    for model in models:
+        model.head = nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 3))
+        model.blocks[0].attention = EcaModule(32)
+        model.blocks[1].prompt = nn.Parameter(torch.randn(1, 1, 32))
+        model.layers = nn.ModuleList([nn.Linear(2, 2)])
+        model.ln1 = nn.LayerNorm(2)
+    models[1].load_state_dict(models[0].state_dict())
+    assert_equal(models[1], dict(models[0].state_dict()))
+
+
 def test_weights_of_another_model_are_refused(source: tuple) -> None:
     name, args, weights, _ = source
     with pytest.raises(RuntimeError, match=r"Missing key.*blocks\.20\.att"):
@@ -156,7 +172,9 @@ def test_position_embedding_of_another_grid_is_resized(source: tuple) -> None:
     small = timm.create_model(name, **args).eval()
     small.load_state_dict(weights)
     large = timm.create_model(name, **args | {"img_size": (96, 64)}).eval()
-    large.load_state_dict(weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        large.load_state_dict(weights)
     side = args["img_size"] // 16
     grid = expected["pos_embed"].unflatten(1, (side, side)).permute(0, 3, 1, 2)
     resized = F.interpolate(grid, size=(6, 4), mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
@@ -174,6 +192,40 @@ def test_as_many_tokens_on_another_grid() -> None:
     grid = golden.weights["backbone.pos_embed"].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
     expected = F.interpolate(grid, size=(2, 8), mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
     torch.testing.assert_close(published, expected.flatten(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("saved", "wanted"),
+    [(64, (32, 128)), ((32, 128), 64), ((32, 128), (64, 128)), ((32, 96), (32, 128)), ((32, 96), (32, 96))],
+)
+def test_pretrained_grid_is_known(saved: Any, wanted: Any, tmp_path: Path) -> None:
+    model = timm.create_model("test_vrwkv", img_size=saved)
+    nn.init.normal_(model.pos_embed)
+    timm.models.save_for_hf(model, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        back = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=wanted)
+    again = timm.create_model("test_vrwkv", img_size=wanted)
+    again.load_state_dict(back.state_dict())
+    model.set_input_size(wanted)
+    assert_equal(back, dict(model.state_dict()))
+    assert_equal(again, dict(model.state_dict()))
+
+
+def test_pretrained_patches_are_resampled(tmp_path: Path) -> None:
+    model = timm.create_model("test_vrwkv")
+    timm.models.save_for_hf(model, tmp_path)
+    back = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, patch_size=8)
+    model.set_input_size(patch_size=8)
+    torch.testing.assert_close(dict(back.state_dict()), dict(model.state_dict()), rtol=0, atol=1e-6)
+
+
+def test_guessed_grid_is_said() -> None:
+    wide = timm.create_model("test_vrwkv", img_size=(32, 128)).state_dict()
+    with pytest.warns(
+        UserWarning, match=r"16 tokens is resized to the model's grid \(8, 8\) as if its own was \(4, 4\)"
+    ):
+        timm.create_model("test_vrwkv", img_size=128).load_state_dict(wide)
 
 
 def test_unknown_grid_is_refused() -> None:

@@ -1,27 +1,27 @@
 """What all families of Vision-RWKV models share: patches, blocks, features, head, checkpoints, registration."""
 
 import math
-import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import PatchEmbed, to_2tuple, trunc_normal_
-from timm.models import build_model_with_cfg, checkpoint, clean_state_dict
+from timm.models import build_model_with_cfg, checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from vrwkv.layers import Block, ChannelMix, Grid, compiled_layout, resize_pos_embed
-from vrwkv.runtime.checkpoint import convert_on_load, unwrap
+from vrwkv.models._weights import checkpoint_filter_fn, pretrained_filter_fn
+from vrwkv.runtime.checkpoint import convert_on_load
 
 try:
     from timm.models._input import update_model_input_size
 except ImportError:  # an older timm, which does not save what a model was made with
     update_model_input_size = None  # type: ignore[assignment]
 
-__all__ = ["VisionRWKVBase", "build_model", "checkpoint_filter_fn", "make_cfg"]
+__all__ = ["VisionRWKVBase", "build_model", "make_cfg"]
 
 Model = TypeVar("Model", bound="VisionRWKVBase")
 
@@ -48,6 +48,7 @@ class VisionRWKVBase(nn.Module):
         head_hidden_size: width of a Linear-Tanh layer before the classifier; ``None`` for no such layer.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0 in the first.
+        device, dtype: of the parameters; torch's defaults for ``None``.
 
     Raises:
         ValueError: an argument is out of range.
@@ -70,6 +71,8 @@ class VisionRWKVBase(nn.Module):
         head_hidden_size: int | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _require_at_least(1, in_chans=in_chans, embed_dim=embed_dim, depth=depth)
@@ -108,6 +111,7 @@ class VisionRWKVBase(nn.Module):
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
         self.init_weights()
+        self.to(device=device, dtype=dtype)
         # Most loaders know of no filter: timm.create_model(checkpoint_path=...), mmengine, load_state_dict().
         convert_on_load(self, checkpoint_filter_fn)
 
@@ -309,58 +313,6 @@ def _check_global_pool(global_pool: str) -> None:
         raise ValueError(f"global_pool must be 'avg' or '', got {global_pool!r}")
 
 
-_PUBLISHED_NAMES = (
-    (r"^backbone\.", ""),
-    (r"^patch_embed\.projection\.", "patch_embed.proj."),
-    (r"^layers\.0\.ln0\.", "ln0."),
-    (r"^layers\.", "blocks."),
-    (r"^ln1\.", "norm."),
-    (r"^head\.0\.", "pre_logits.fc."),
-    (r"^head\.(fc|2)\.", "head."),
-)
-"""Patterns of the authors' parameter names, none of which matches a name of ours, and what replaces them."""
-
-
-def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: VisionRWKVBase) -> dict[str, Tensor]:
-    """Turn the content of a checkpoint into a state dict of ``model``.
-
-    Args:
-        state_dict: what the authors published, as a whole or the weights in it, with or without the classifier and the
-            prefix ``backbone.``; or a state dict of this class, also of a wrapped model or of a masked autoencoder.
-        model: the model to load it into; its position embedding says which grid is wanted.
-
-    Returns:
-        Parameters by the names of this class.
-
-    Raises:
-        ValueError: the position embedding must be resized, but its own grid is not known.
-    """
-    state_dict = unwrap(state_dict)
-    if "decoder.mask_token" in state_dict:
-        state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith("decoder.")}
-    published = any(name.endswith("patch_embed.projection.weight") for name in state_dict)
-    converted = {}
-    for name, tensor in clean_state_dict(dict(state_dict)).items():
-        for pattern, replacement in _PUBLISHED_NAMES:
-            name = re.sub(pattern, replacement, name)
-        # What the authors keep per channel has the shape (1, 1, C).
-        per_channel = name.startswith("blocks.") and tensor.shape[:-1] == (1, 1)
-        converted[name] = tensor.flatten() if per_channel else tensor
-
-    if "pos_embed" in converted:
-        tokens = converted["pos_embed"].shape[1]
-        # As many tokens need not be the same grid: the authors' grids are square.
-        if published or tokens != model.pos_embed.shape[1]:
-            side = math.isqrt(tokens)
-            if side * side != tokens:
-                raise ValueError(
-                    f"a pos_embed of {tokens} tokens can only be resized to the model's grid {model.grid_size} from a "
-                    "square grid: create the model with the checkpoint's img_size, load, then call set_input_size()"
-                )
-            converted["pos_embed"] = resize_pos_embed(converted["pos_embed"], (side, side), model.grid_size)
-    return converted
-
-
 def make_cfg(published: str | None = None, **kwargs: Any) -> dict[str, Any]:
     """timm's pretrained configuration; ``published`` is the authors' file, None where there is none."""
     hub = dict(hf_hub_id="OpenGVLab/Vision-RWKV", hf_hub_filename=published) if published else {}
@@ -391,7 +343,7 @@ def build_model(
         model_cls,
         variant,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_filter_fn=pretrained_filter_fn,
         feature_cfg=dict(out_indices=3, feature_cls="getter"),
         **dict(model_args, **kwargs),
     )

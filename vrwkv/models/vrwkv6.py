@@ -14,7 +14,8 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 
 from vrwkv.layers import ChannelMix, SpatialMix6
-from vrwkv.models._base import VisionRWKVBase, build_model, checkpoint_filter_fn, make_cfg
+from vrwkv.models._base import VisionRWKVBase, build_model, make_cfg
+from vrwkv.models._weights import checkpoint_filter_fn
 
 __all__ = ["VisionRWKV6", "checkpoint_filter_fn"]
 
