@@ -13,7 +13,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from vrwkv.layers import channel_mix
-from vrwkv.ops import _extension
+from vrwkv.ops import _extension, squared_relu
 
 
 @torch.no_grad()
@@ -139,15 +139,43 @@ def test_rectangular_img_size(img_size: Any) -> None:
 
 def test_inference_of_large_images_goes_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = timm.create_model("test_vrwkv").eval(), torch.randn(2, 3, 40, 56)
-    widths = []
-    handle = model.blocks[0].ffn.key.register_forward_hook(lambda module, args, output: widths.append(output.shape[1]))
     wanted = model(images).detach()
+    widths = []
+
+    def square(x: Tensor, inplace: bool) -> Tensor:
+        widths.append(x.shape[1])
+        return squared_relu(x, inplace)
+
+    monkeypatch.setattr(channel_mix, "squared_relu", square)
     monkeypatch.setattr(channel_mix, "PIECE", 5)
     with torch.no_grad():
         actual = model(images)
-    handle.remove()
-    assert max(widths[1:]) == 5 and sum(widths[1:]) == widths[0]
+    assert widths == [5, 5, 2] * len(model.blocks)
     torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("wrap", [None, nn.Sequential])
+@pytest.mark.parametrize("site", ["module", "all modules"])
+def test_hooks_see_hidden_values_whole_and_as_they_are(
+    grad: bool, wrap: Any, site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, seen = timm.create_model("test_vrwkv").eval(), []
+    key = model.blocks[0].ffn.key
+    if wrap:
+        model.blocks[0].ffn.key = wrap(key)
+    if site == "module":
+        handle = key.register_forward_hook(lambda *seen_by_hook: seen.append(seen_by_hook))
+    else:
+        handle = nn.modules.module.register_module_forward_hook(
+            lambda *seen_by_hook: seen.append(seen_by_hook) if seen_by_hook[0] is key else None
+        )
+    monkeypatch.setattr(channel_mix, "PIECE", 5)
+    with torch.set_grad_enabled(grad), handle:
+        model(torch.randn(2, 3, 40, 56))
+    ((_, (given,), hidden),) = seen
+    assert hidden.shape[1] == 12 and hidden.min() < 0
+    assert torch.equal(hidden, F.linear(given, key.weight))
 
 
 @every_family
@@ -399,6 +427,11 @@ def test_bad_argument(name: str, kwargs: dict[str, Any], message: str) -> None:
 def test_bad_head_size(head_size: int) -> None:
     with pytest.raises(ValueError, match=f"head_size must be >= 1 and divide embed_dim = 32, got {head_size}"):
         create("test_vrwkv6", head_size=head_size)
+
+
+def test_device_and_dtype() -> None:
+    model = create(device="meta", dtype=torch.bfloat16)
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.bfloat16)}
 
 
 def test_unknown_keyword() -> None:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks
 
 from vrwkv.layers.autocast import autocast_input
 from vrwkv.layers.grid import Grid
@@ -53,20 +54,26 @@ class ChannelMix(Mix):
 
     def forward(self, x: Tensor, patch_resolution: Grid) -> Tensor:
         """Mix the channels of ``x (B, T, C)`` on an ``(H, W)`` grid; returns ``(B, T, C)``."""
-        x, shift = autocast_input(x), self.shift_on(patch_resolution)
-        if self._in_pieces(x):
+        x, shift, alone = autocast_input(x), self.shift_on(patch_resolution), not self._observed()
+        if alone and self._in_pieces(x):
             xk, xr = shift(x, self.spatial_mix_k, self.spatial_mix_r)
-            y = torch.cat([self._value(self.key(piece)) for piece in xk.split(PIECE, dim=1)], dim=1)
+            y = torch.cat([self._value(self.key(piece), alone) for piece in xk.split(PIECE, dim=1)], dim=1)
             return sigmoid_gate(self.receptance(xr), y)
         with recomputed(shift, x, self.spatial_mix_k, self.spatial_mix_r) as (xk, xr):
             r, hidden = self.receptance(xr), self.key(xk)
         del xk, xr  # their memory serves what follows
-        y = self._value(hidden)
+        y = self._value(hidden, alone)
         del hidden
         return sigmoid_gate(r, y)
 
-    def _value(self, hidden: Tensor) -> Tensor:
-        return self.value(self.key_norm(squared_relu(hidden, inplace=True)))
+    def _value(self, hidden: Tensor, overwrite: bool) -> Tensor:
+        return self.value(self.key_norm(squared_relu(hidden, inplace=overwrite)))
+
+    def _observed(self) -> bool:
+        """Whether others may see hidden values, which must then be whole and keep what they are: hooks and wrappers."""
+        inside = (self.key, self.key_norm, self.value)
+        hooks = any(module._forward_hooks or module._forward_pre_hooks for module in inside)
+        return hooks or bool(_global_forward_hooks) or type(self.key) is not nn.Linear
 
     def _in_pieces(self, x: Tensor) -> bool:
         """Whether to hold the hidden values, the largest tensor, piece by piece: for large images at inference."""
