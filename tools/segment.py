@@ -26,14 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", required=True, metavar="PATH", help="or an .onnx file of tools/export.py")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     parser.add_argument("--opacity", type=float, default=0.5, help="of the colours, 0 to 1 (default: 0.5)")
-    parser.add_argument("--classes", nargs="+", metavar="NAME", help="draw these alone in the overlay (default: all)")
+    parser.add_argument(
+        "--classes", nargs="+", action="extend", metavar="NAME", help="draw these alone in the overlay (default: all)"
+    )
     parser.add_argument(
         "--tile", type=int, metavar="PIXELS", help="cut larger pictures into tiles, blended: less memory"
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--amp", choices=AMP, default="none")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the config")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"
+    )
     args = parser.parse_args(argv)
     # Linux gives large tensors huge pages: at 4096 px, pages of 4 KiB take a sixth of the time or more.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

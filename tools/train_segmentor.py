@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="go on from a checkpoint; auto (the default) takes the latest in the work folder",
     )
     parser.add_argument("--amp", action="store_true", help="mixed precision")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the config")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"
+    )
     args = parser.parse_args(argv)
     with redirect_stdout(sys.stderr):
         # In here, so that a missing mmsegmentation takes one line to tell.

@@ -87,17 +87,21 @@ def plainly(config, updates, rates):
         clip_grad=config.optim.clip_grad,
         optimizer_name=config.optim.name,
         decay=OPTIM["ema_decay"],
+        ema_warmup=config.optim.ema_warmup,
         label_smoothing=PLAIN["label_smoothing"],
     )
 
 
 @pytest.mark.parametrize(
-    ("accumulate", "name", "clip_grad"), [(1, "adamw", 0.5), (3, "sgd", 1e3)], ids=["adamw", "accumulated-sgd"]
+    ("accumulate", "name", "clip_grad", "ema_warmup"),
+    [(1, "adamw", 0.5, True), (3, "sgd", 1e3, False)],
+    ids=["adamw", "accumulated-sgd"],
 )
-def test_updates(accumulate, name, clip_grad, make_config, tmp_path):
+def test_updates(accumulate, name, clip_grad, ema_warmup, make_config, tmp_path):
     """Accumulation, clipping, weight decay, learning rate and averaging; of 16 pictures in steps of 2, 3 steps make an
     update of 6 and leave 4 pictures out."""
-    config = make_config(optim={**OPTIM, "accumulate": accumulate, "name": name, "clip_grad": clip_grad})
+    settings = {"accumulate": accumulate, "name": name, "clip_grad": clip_grad, "ema_warmup": ema_warmup}
+    config = make_config(optim={**OPTIM, **settings})
     with recorded_batches(VisionRWKV) as batches:
         train(config)
     steps = PICTURES // BATCH_SIZE // accumulate * accumulate

@@ -72,7 +72,7 @@ def recipe_row(path: Path, config: Any) -> dict[str, str]:
         "betas": ", ".join(f"{beta:g}" for beta in optim.betas or (0.9, 0.999)),
         "clipping": _or_none(optim.clip_grad),
         "layer decay": _or_none(optim.layer_decay),
-        "EMA": _or_none(optim.ema_decay),
+        "EMA": _or_none(optim.ema_decay) + ", with warm-up" * optim.ema_warmup,
         "amp": config.amp,
     }
 

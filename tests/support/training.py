@@ -77,9 +77,11 @@ def learning_rate(update: int, peak: float, updates: int, warmup: int, warmup_lr
     return min_lr + 0.5 * (peak - min_lr) * (1 + math.cos(math.pi * update / updates))
 
 
-def ema_decay(update: int, decay: float) -> float:
-    """Of the average after an update, counted from 1: an average that forgets less and less."""
-    return min(decay, 1 - update ** (-2 / 3)) if update > 1 else 0.0
+def ema_decay(update: int, decay: float, warmup: bool) -> float:
+    """Of the average after an update, counted from 1; with warm-up an average that forgets less and less."""
+    if update == 1:
+        return 0.0
+    return min(decay, 1 - update ** (-2 / 3)) if warmup else decay
 
 
 def train_plainly(
@@ -91,6 +93,7 @@ def train_plainly(
     clip_grad: float,
     decay: float,
     label_smoothing: float,
+    ema_warmup: bool = False,
     optimizer_name: str = "adamw",
     classes: int = 2,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -104,6 +107,7 @@ def train_plainly(
         clip_grad: Largest norm of all gradients of an update.
         decay: Of averaged weights.
         label_smoothing: Of the loss.
+        ema_warmup: Let the decay rise.
         optimizer_name: adamw or sgd, by timm's names.
         classes: The class of square i is i modulo this.
 
@@ -129,7 +133,7 @@ def train_plainly(
         nn.functional.cross_entropy(model(images), target, label_smoothing=label_smoothing).backward()
         nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
         optimizer.step()
-        keep = ema_decay(number, decay)
+        keep = ema_decay(number, decay, ema_warmup)
         for key, value in model.state_dict().items():
             average[key] = keep * average[key] + (1 - keep) * value
     return model.state_dict(), average

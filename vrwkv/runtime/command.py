@@ -23,7 +23,9 @@ def parse_arguments(description: str | None, argv: Sequence[str] | None) -> argp
     """`--config`, `--set`, `--resume` and `--overwrite`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="YAML")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the config")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"
+    )
     parser.add_argument(
         "--resume",
         nargs="?",

@@ -35,6 +35,8 @@ class OptimConfig(Section):
     accumulate: Annotated[int, Field(ge=1)] = 1  # steps per update
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Of averaged weights, which are then the ones evaluated and used."""
+    ema_warmup: bool = False
+    """Let the decay rise to ema_decay, as 1 - (1 + updates)^(-2/3): for short runs from nothing."""
 
 
 class ScheduleConfig(Section):

@@ -49,9 +49,9 @@ class TrainingState:
         if not self.updates_per_epoch:
             given = len(sampler) * sampler.batch_size * world.size
             raise UserError(f"the training data fill batches of {given} samples; one update needs {update_size}")
-        decay = config.optim.ema_decay
+        decay, warmup = config.optim.ema_decay, config.optim.ema_warmup
         mixed = config.fsdp and any(True for _ in task.model.buffers())  # which stay whole beside shards
-        self.ema = ModelEmaV3(task.model, decay, use_warmup=True, foreach=not mixed) if decay else None
+        self.ema = ModelEmaV3(task.model, decay, use_warmup=warmup, foreach=not mixed) if decay else None
         if config.fsdp:
             sharding.check_optimizer(lambda model: create_optimizer(model, config, update_size, 1)[0], world)
             for model in (task.model, *([self.ema.module] if self.ema else [])):
