@@ -240,6 +240,15 @@ def test_pictures_without_a_class(tmp_path, squares):
     assert "empty holds no pictures" in refused(tmp_path, "empty")
 
 
+def test_folders_below_the_classes(tmp_path, squares):
+    picture = (squares / "train" / "class0" / "0.png").read_bytes()
+    for name in ("a", "b"):
+        write_tar(tmp_path / "train" / f"{name}.tar", [("images/0.png", picture)])
+    write_tar(tmp_path / "val.tar", [("a/images/0.png", picture), ("b/images/0.png", picture)])
+    for split in ("train", "val"):
+        assert "is one class, by a/images and b/images: required is class/picture" in refused(tmp_path, split)
+
+
 def test_shards_by_a_pattern(tmp_path, squares):
     picture = (squares / "train" / "class0" / "0.png").read_bytes()
     for name, number in (("a-train-0", "2"), ("a-train-1", "10"), ("a-val-0", "3")):

@@ -1,10 +1,11 @@
 """Pictures of all kinds are opened upright, with 8 bits a channel."""
 
 import os
+import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from support.colours import picture
 
 from vrwkv.runtime.errors import UserError
@@ -63,6 +64,16 @@ def test_bad_files(tmp_path):
     ):
         with pytest.raises(UserError, match=expected):
             open_image(tmp_path / name)
+
+
+def test_damaged_exif_data(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.XResolution] = 6, 72.0
+    fraction, raw = struct.pack(">HH", ExifTags.Base.XResolution, 5), struct.pack(">HH", ExifTags.Base.XResolution, 7)
+    assert fraction in exif.tobytes()
+    picture((1, 2, 3), seed=0).save(tmp_path / "x.jpg", exif=exif.tobytes().replace(fraction, raw))
+    with pytest.raises(UserError, match=r"cannot read image .*x\.jpg: "):
+        open_image(tmp_path / "x.jpg")
 
 
 def test_picture_that_would_fill_the_memory(tmp_path, monkeypatch):

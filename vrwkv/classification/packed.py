@@ -37,12 +37,16 @@ class ArchiveFolders(Pictures):
     As in timm's reader, the last folder or archive around a picture is its class.
 
     Raises:
-        UserError: an archive cannot be read, or a picture lies in no class.
+        UserError: an archive cannot be read, a picture lies in no class, or all do in one of several folders.
     """
 
     def __init__(self, root: str, split: str) -> None:
         super().__init__(Path(root, split))
+        self._folders: set[PurePosixPath] = set()
         _by_class(self, self._find(root, split))
+        if len(self.pictures) == 1 < len(self._folders):
+            one, other = sorted(map(str, self._folders))[:2]
+            raise UserError(f"all of {self.path} is one class, by {one} and {other}: required is class/picture")
 
     def _find(self, root: str, split: str) -> Iterator[tuple[str, Packed]]:
         endings = picture_endings()
@@ -58,6 +62,7 @@ class ArchiveFolders(Pictures):
                     continue
                 if not path.parent.name:
                     raise UserError(f"picture {member} lies in no class: required is class/picture")
+                self._folders.add(path.parent)
                 yield path.parent.name, member
 
 
