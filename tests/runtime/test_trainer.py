@@ -255,6 +255,19 @@ def test_scalars_for_wandb(config, tmp_path, monkeypatch):
     assert finished == [1]
 
 
+def test_each_run_has_a_name_at_wandb_that_resumptions_keep(config, tmp_path, monkeypatch):
+    names = []
+    run_there = SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+    fake = SimpleNamespace(init=lambda **keys: names.append(keys["id"]) or run_there, __spec__=None)
+    monkeypatch.setattr("vrwkv.runtime.watch.find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    watch = WatchConfig(wandb="colours")
+    run(MeanColour, config(epochs=1, watch=watch))
+    run(MeanColour, config(epochs=2, watch=watch), resume="auto")
+    run(MeanColour, config(epochs=1, watch=watch), overwrite=True)
+    assert names[0] == names[1] != names[2]
+
+
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_scalars_for_what_is_not_installed(name, config, tmp_path, monkeypatch):
     monkeypatch.setattr("vrwkv.runtime.watch.find_spec", lambda name: None)

@@ -1,5 +1,6 @@
 """Scalars of a run for TensorBoard and wandb, where they are asked for."""
 
+import uuid
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,11 +34,18 @@ class Scalars:
             self._run = wandb.init(
                 project=config.watch.wandb,
                 name=Path(config.output).name,
-                id=Path(config.output).name,
+                id=self._name_at_wandb(Path(config.output, "wandb_id"), new=not updates),
                 resume="allow",
                 dir=config.output,
                 config=config.model_dump(),
             )
+
+    @staticmethod
+    def _name_at_wandb(file: Path, new: bool) -> str:
+        """What no other run of the project is called, kept in a file for resumptions."""
+        if new or not file.is_file():
+            file.write_text(uuid.uuid4().hex)
+        return file.read_text()
 
     def __bool__(self) -> bool:
         return bool(self._writer or self._run)
