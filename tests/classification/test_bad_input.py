@@ -323,7 +323,9 @@ def test_resume_with_other_classes(run, own_data, tmp_path, train, train_args, e
     for split in ("train", "val"):
         (own_data / split / "red").rename(own_data / split / "rot")
     start = f"error: checkpoint {run / 'last.pth'} is of another run: "
-    assert error(train, argv) == f"{start}class_names (3 were, 3 are; red is missing; rot is new)"
+    message = error(train, argv)
+    assert message.startswith(start)
+    assert message.endswith("class_names (3 were, 3 are; red is missing; rot is new)")
     for split in ("train", "val"):
         shutil.rmtree(own_data / split / "rot")
     message = error(train, argv)

@@ -3,6 +3,8 @@
 import csv
 import os
 import random
+import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from support.colours import write_images
 from support.ranks import Forked
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -185,3 +188,27 @@ def test_no_control_characters_where_stderr_is_no_terminal(tmp_path, train, trai
     text = capfd.readouterr().err
     assert "epoch 1/1: training loss" in text
     assert not set(text) & {"\r", "\x1b"}
+
+
+def test_resumed_with_other_pictures(tmp_path, train, train_args, error):
+    """Refused, with how many there were and are; a checkpoint that does not say is taken. Folders may become zips."""
+    root = write_images(tmp_path / "data")
+    settings = [f"data.root={root}", "epochs=1"]
+    assert train(train_args(tmp_path / "one", *settings)) == 0
+    last = tmp_path / "one" / "last.pth"
+    argv = [*train_args(tmp_path / "other", f"data.root={root}"), "--resume", str(last)]
+    for split in ("train", "val"):
+        shutil.make_archive(str(tmp_path / "zips" / split), "zip", root / split)
+    zipped = train_args(tmp_path / "zipped", f"data.root={tmp_path / 'zips'}")
+    assert train([*zipped, "--resume", str(last)]) == 0
+    (root / "val" / "red" / "0.png").rename(root / "val" / "red" / "00.png")
+    assert "is of another run: the data were 36 pictures named " in error(train, argv)
+    (root / "val" / "red" / "00.png").rename(root / "val" / "red" / "0.png")
+    (root / "train" / "red" / "0.png").unlink()
+    assert re.search(
+        r"the data were 36 pictures .* for training, .*, are 35 pictures .* for training", error(train, argv)
+    )
+    content = load(last)
+    del content["data"]
+    torch.save(content, last)
+    assert train(argv) == 0

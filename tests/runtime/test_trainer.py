@@ -19,6 +19,7 @@ from support import mean_colour
 from support.mean_colour import MeanColour, MeanColourConfig
 from support.ranks import run_ranks
 
+from vrwkv.runtime import checkpoint
 from vrwkv.runtime.errors import Interrupted, UserError
 from vrwkv.runtime.recipe import OptimConfig, SaveConfig, WatchConfig
 from vrwkv.runtime.state import TrainingState
@@ -384,6 +385,60 @@ def test_resume_with_more_processes(config, tmp_path):
     run(MeanColour, config(epochs=1))
     with pytest.raises(RuntimeError, match=r"UserError.*the number of processes was 1, is 2"):
         run_ranks(lambda: run(MeanColour, config(), resume="auto"))
+
+
+DIFFERENT = "processes found different states to start from; output must be a folder that all of them share: "
+
+
+def test_processes_that_find_different_states(config, tmp_path):
+    """None of them trains, and nothing is written, where one cannot read what the others can, or has its own folder."""
+    run_ranks(lambda: run(MeanColour, config(epochs=1)) and None)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "output").iterdir()}
+
+    def resumed(output, broken):
+        def resume():
+            second, read = os.environ["RANK"] == "1", checkpoint.read
+
+            def fail(path):
+                if path.name in broken:
+                    raise UserError(f"{path.name} is broken")
+                return read(path)
+
+            if second:
+                checkpoint.read = fail
+            with pytest.raises(UserError) as caught:
+                run(MeanColour, config(output if second else "output"), resume="auto")
+            return str(caught.value)
+
+        one, other = run_ranks(resume)
+        assert one == other
+        return one.removeprefix(DIFFERENT)
+
+    assert resumed("output", ["last.pth"]) == "epoch 1, step 0 (rank 0); epoch 0, step 0 (rank 1)"
+    assert resumed("output", ["last.pth", "last.1.pth"]).startswith(
+        "epoch 1, step 0 (rank 0); last.pth is broken; to go"
+    )
+    assert resumed("elsewhere", []) == "epoch 1, step 0 (rank 0); nothing (rank 1)"
+    assert {path.name: path.read_bytes() for path in (tmp_path / "output").iterdir()} == before
+
+
+def test_processes_with_different_data(config, tmp_path):
+    def train():
+        if os.environ["RANK"] != "1":
+            fewer = MeanColour.__init__
+
+            def make(self, config, world):
+                fewer(self, config, world)
+                self.train_loader.batch_sampler.samples = 12
+
+            MeanColour.__init__ = make
+        with pytest.raises(UserError) as caught:
+            run(MeanColour, config())
+        return str(caught.value)
+
+    expected = "all processes need the same data, and were given different ones: 12 samples for training (rank 0, 2); "
+    assert run_ranks(train, 3) == [f"{expected}16 samples for training (rank 1)"] * 3
+    assert not (tmp_path / "output").exists()
 
 
 def test_ranks_end_with_the_same_weights(config, tmp_path):

@@ -1,5 +1,6 @@
 """Datasets of every form that `data.root` can have, and their loaders."""
 
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,6 +64,11 @@ class PictureDataset(Dataset[tuple[Any, int]]):
         self.mode = mode_of(channels)
         self.transform: Any = None  # to be set
 
+    def describe(self) -> str:
+        """How many pictures, and a hash of their files' names and classes in their order, whatever form they have."""
+        names = "".join(f"{str(picture).rpartition('/')[2]}\0{target}\0" for picture, target in self.samples)
+        return f"{len(self)} pictures named {zlib.crc32(names.encode(errors='surrogatepass')):08x}"
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -125,6 +131,14 @@ def create_eval_loader(
         persistent_workers=False,
         worker_seeding=_init_worker,  # type: ignore[arg-type] # timm: "all", "part" or a function
     )
+
+
+def describe_data(train_loader: Any, val_loader: Any) -> dict[str, str]:
+    """What `Task.data` is asked for, of loaders that this file makes."""
+    return {
+        "training": train_loader.dataset.dataset.dataset.describe(),
+        "validation": val_loader.dataset.describe(),
+    }
 
 
 def without_padding(loader: Any, world: World) -> Iterator[tuple[Any, Any, int]]:

@@ -10,7 +10,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from vrwkv.classification.config import AugmentConfig, Config, PictureConfig
-from vrwkv.classification.data import create_eval_loader, create_train_loader, find_pictures
+from vrwkv.classification.data import create_eval_loader, create_train_loader, describe_data, find_pictures
 from vrwkv.classification.evaluate import MEASURES, evaluate, right_answers
 from vrwkv.classification.model import check_model, create_model, data_config_of, memory_format, recompute_blocks
 from vrwkv.runtime import checkpoint, trainer
@@ -84,6 +84,10 @@ class ClassificationTask(Task):
         """See `vrwkv.classification.evaluate`; without the speed, so that a rerun gives the same summary.csv."""
         measured = evaluate(model, self.val_loader, self.world, self.config.amp)
         return {each.name: measured[each.name] for each in MEASURES}
+
+    def data(self) -> dict[str, str]:
+        """The pictures of both splits."""
+        return describe_data(self.train_loader, self.val_loader)
 
     def content(self) -> dict[str, Any]:
         """What `load_classifier` needs."""

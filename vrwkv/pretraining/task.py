@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from vrwkv.classification.config import AugmentConfig, PictureConfig
-from vrwkv.classification.data import create_eval_loader, create_train_loader, find_pictures, without_padding
+from vrwkv.classification.data import (
+    create_eval_loader,
+    create_train_loader,
+    describe_data,
+    find_pictures,
+    without_padding,
+)
 from vrwkv.classification.model import create_model, data_config_of, memory_format, recompute_blocks, try_model
 from vrwkv.models import VisionRWKVBase
 from vrwkv.pretraining.config import PretrainingConfig
@@ -92,6 +98,10 @@ class PretrainingTask(Task):
                 meters.update({"loss": loss.sum()}, count)
                 progress.step(meters)
         return meters.values(meters.gather())
+
+    def data(self) -> dict[str, str]:
+        """The pictures of both splits."""
+        return describe_data(self.train_loader, self.val_loader)
 
     def content(self) -> dict[str, Any]:
         """What builds the autoencoder anew, see `load_autoencoder`."""

@@ -58,6 +58,18 @@ class World(NamedTuple):
         torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX, self.control)
         return int(wishes)
 
+    def check_same(self, value: str, problem: str) -> None:
+        """Raises a UserError in all processes, which call it together, where they do not give the same value: the
+        problem, and which of them gave what."""
+        if not self.distributed:
+            return
+        values = [value] * self.size
+        torch.distributed.all_gather_object(values, value, self.control)
+        if len(distinct := dict.fromkeys(values)) > 1:
+            ranks = {each: [str(rank) for rank, given in enumerate(values) if given == each] for each in distinct}
+            given = (f"{each} (rank {', '.join(found)})" for each, found in ranks.items())
+            raise UserError(f"{problem}: {'; '.join(given)}")
+
 
 def is_primary() -> bool:
     """Whether this is the one process, of those that torchrun (or SLURM) started, that writes files and reports."""

@@ -27,6 +27,7 @@ class _Saved(Section, extra="ignore"):
 
     config: dict[str, Any]
     processes: int
+    data: dict[str, str] | None = None  # of checkpoints of old: not known
     epoch: Count
     step: Count
     meters: torch.Tensor
@@ -41,7 +42,8 @@ class TrainingState:
     before each step, and the schedule is a function of the number of updates."""
 
     def __init__(self, task: Task, config: RunConfig, world: World) -> None:
-        self.task, self.config, self.world = task, config, world
+        self.task, self.config, self.world, self.data = task, config, world, task.data()
+        world.check_same(_told(self.data), "all processes need the same data, and were given different ones")
         sampler, accumulate = task.train_loader.batch_sampler, config.optim.accumulate
         self.updates_per_epoch = len(sampler) // accumulate
         self.steps_per_epoch = self.updates_per_epoch * accumulate
@@ -94,6 +96,7 @@ class TrainingState:
             **self.task.content(),
             "config": self.config.model_dump(),
             "processes": self.world.size,
+            "data": self.data,
             "epoch": self.epoch,
             "step": self.step,
             "meters": meters.cpu(),
@@ -139,7 +142,10 @@ class TrainingState:
 
     def _check_same_run(self, saved: _Saved, content: Mapping[str, Any], path: Path) -> None:
         """What makes the numbers may not differ; where and for how long they are made may."""
-        changed = differences(check(type(self.config), saved.config, f"checkpoint {path}: config key"), self.config)
+        config = check(type(self.config), saved.config, f"checkpoint {path}: config key")
+        changed = differences(config, self.config)
+        if saved.data not in (None, self.data):
+            changed.append(f"the data were {_told(saved.data)}, are {_told(self.data)}")
         for name, value in self.task.content().items():
             if content.get(name) != value:
                 changed.append(_difference(name, content.get(name), value))
@@ -147,6 +153,10 @@ class TrainingState:
             changed.append(f"the number of processes was {saved.processes}, is {self.world.size}")
         if changed:
             raise UserError(f"checkpoint {path} is of another run: " + "; ".join(changed))
+
+
+def _told(data: Mapping[str, str]) -> str:
+    return ", ".join(f"{what} for {purpose}" for purpose, what in data.items())
 
 
 def _difference(name: str, old: Any, new: Any) -> str:

@@ -41,6 +41,11 @@ class Task(ABC):
         """All measures by name, and what else is to stand in summary.csv. All processes call it together. A signal may
         end it at any moment."""
 
+    def data(self) -> dict[str, str]:
+        """What the samples are, by what they are for: how many, and where they have names what tells those from others.
+        All processes, and a run that is resumed, must have the same."""
+        return {"training": f"{self.train_loader.batch_sampler.samples} samples"}
+
     @abstractmethod
     def content(self) -> dict[str, Any]:
         """What a checkpoint holds beside the state of the training: all that is needed to use the model. A run that is

@@ -77,24 +77,13 @@ class Trainer:
 
     def start(self, resume: str | None, overwrite: bool) -> None:
         """Takes up an earlier run's state where asked to, makes the processes' models equal, and writes last.pth."""
-        path = Path(resume) if resume else None
-        content: Mapping[str, Any] = {}
-        damaged: list[Path] = []
-        if resume == "auto":
-            path, content, damaged = self.folder.read_newest()
-            if not path and self.world.primary:
-                say(f"no {self.folder.last} to resume from: starting anew")
-        elif path:
-            content = checkpoint.read(path)
-        if not overwrite:
-            self.folder.check_free(path, damaged)
+        path, content, damaged = self._find(resume, overwrite)
         if path:
             self._restore(content, path)
         is_new = not path or path.resolve() not in map(Path.resolve, self.folder.states())
         replicates = self.world.distributed and not self.config.fsdp
         distribute = nn.parallel.DistributedDataParallel if replicates else lambda model: model
         self.distributed_model: Any = distribute(self.task.model)
-        # Waits for all processes, so that none looks for a last.pth that the first writes below.
         meters = self.state.meters.gather()
         if self.state.steps_left > 0:
             if self.world.primary:
@@ -106,6 +95,30 @@ class Trainer:
                 say(self._description())
         watched = self.config if self.world.primary else self.config.model_copy(update={"watch": WatchConfig()})
         self.scalars = Scalars(watched, self.state.updates)
+
+    def _find(self, resume: str | None, overwrite: bool) -> tuple[Path | None, Mapping[str, Any], list[Path]]:
+        """The checkpoint to go on from, what is in it, and newer ones that cannot be read. All processes wait for each
+        other, so that none looks for a last.pth that the first then writes."""
+        path, content, damaged = Path(resume) if resume else None, dict[str, Any](), list[Path]()
+        problem = None
+        try:
+            if resume == "auto":
+                path, content, damaged = self.folder.read_newest()
+            elif path:
+                content = checkpoint.read(path)
+            if not overwrite:
+                self.folder.check_free(path, damaged)
+            found = f"epoch {content.get('epoch')}, step {content.get('step')}" if path else "nothing"
+        except UserError as error:
+            problem, found = error, str(error)
+        self.world.check_same(
+            found, "processes found different states to start from; output must be a folder that all of them share"
+        )
+        if problem:
+            raise problem
+        if resume == "auto" and not path and self.world.primary:
+            say(f"no {self.folder.last} to resume from: starting anew")
+        return path, content, damaged
 
     def _description(self) -> str:
         parameters = sum(each.numel() for each in self.task.model.parameters()) / 1e6
