@@ -190,6 +190,24 @@ def test_no_control_characters_where_stderr_is_no_terminal(tmp_path, train, trai
     assert not set(text) & {"\r", "\x1b"}
 
 
+def test_resumed_with_another_learning_rate(run, tmp_path, train, train_args):
+    """It is what all layers are then trained with, each with its scale."""
+    layers = ["optim.layer_decay=0.5", "schedule.warmup_epochs=1", "epochs=3", "save.keep=2"]
+    assert train(train_args(tmp_path / "one", *layers)) == 0
+    other = [*layers, "optim.lr=1e-3"]
+    assert train(train_args(tmp_path / "other", *other)) == 0
+    argv = [*train_args(tmp_path / "resumed", *other), "--resume", str(tmp_path / "one" / "last.2.pth")]
+    assert train(argv) == 0
+    one, other, resumed = (load(tmp_path / name / "last.1.pth") for name in ("one", "other", "resumed"))
+    groups = [
+        [(group["lr"], group["initial_lr"], group["lr_scale"]) for group in each["optimizer"]["param_groups"]]
+        for each in (one, other, resumed)
+    ]
+    assert groups[2] == groups[1] != groups[0]
+    assert len({scale for *_, scale in groups[2]}) > 2
+    assert min(lr for lr, *_ in groups[2]) > 0
+
+
 def test_resumed_with_other_pictures(tmp_path, train, train_args, error):
     """Refused, with how many there were and are; a checkpoint that does not say is taken. Folders may become zips."""
     root = write_images(tmp_path / "data")

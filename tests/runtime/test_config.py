@@ -168,6 +168,8 @@ def test_differences():
         "bounds was [1.0, 2.0], is None",
         "flag was False, is True",
     ]
+    both = Outer(count=2, inner=Inner(deep=2, rate=0.1))
+    assert differences(old, both, may_change=True) == ["count was 1, is 2", "inner.deep was 1, is 2"]
 
 
 def test_configs_cannot_be_changed():

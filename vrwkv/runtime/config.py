@@ -119,17 +119,15 @@ def check(schema: type[S], content: Mapping[Any, Any], subject: str = "config ke
         raise UserError("\n".join(_problem(dict(each), schema, subject) for each in error.errors())) from None
 
 
-def differences(old: S, new: S, prefix: str = "") -> list[str]:
-    """The keys, as `key was A, is B`, that differ between two configurations and must not between a run and its
-    resumption."""
+def differences(old: S, new: S, may_change: bool = False, prefix: str = "") -> list[str]:
+    """The keys, as `key was A, is B`, that differ between two configurations: those that must not between a run and its
+    resumption, or those that may."""
     found = []
     for name, field in type(new).model_fields.items():
         one, other = getattr(old, name), getattr(new, name)
-        if MAY_CHANGE in field.metadata or one == other:
-            continue
         if isinstance(other, Section):
-            found += differences(one, other, f"{prefix}{name}.")
-        else:
+            found += differences(one, other, may_change, f"{prefix}{name}.")
+        elif one != other and (MAY_CHANGE in field.metadata) == may_change:
             found.append(f"{prefix}{name} was {one!r}, is {other!r}")
     return found
 

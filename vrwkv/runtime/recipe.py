@@ -22,7 +22,7 @@ def _known_optimizer(name: str) -> str:
 
 
 class OptimConfig(Section):
-    lr: NotNegative
+    lr: Annotated[NotNegative, MAY_CHANGE]
     lr_batch_size: Annotated[int, Field(ge=1)] | None = None
     """lr is meant for this many samples per update and scaled to the real number."""
     name: Annotated[str, AfterValidator(_known_optimizer)] = "adamw"
@@ -31,7 +31,7 @@ class OptimConfig(Section):
     """Of optimizers of Adam's kind; None: the optimizer's own."""
     layer_decay: PositiveShare | None = None
     """The learning rate falls by this factor from each layer of a timm model to the one below, from the head down."""
-    clip_grad: Positive | None = None  # largest norm of all gradients
+    clip_grad: Annotated[Positive | None, MAY_CHANGE] = None  # largest norm of all gradients
     accumulate: Annotated[int, Field(ge=1)] = 1  # steps per update
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Of averaged weights, which are then the ones evaluated and used."""
@@ -66,7 +66,7 @@ class RunConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     save: SaveConfig = SaveConfig()
     watch: WatchConfig = WatchConfig()
-    seed: Annotated[int, Field(ge=0, le=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**31), MAY_CHANGE] = 0
     device: Annotated[str, MAY_CHANGE] = "auto"  # cuda where there is one, else cpu
     amp: Amp = "none"
     fsdp: Annotated[bool, MAY_CHANGE] = False

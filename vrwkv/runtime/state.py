@@ -13,7 +13,7 @@ from vrwkv.runtime import checkpoint, sharding
 from vrwkv.runtime.config import Section, check, differences
 from vrwkv.runtime.errors import UserError, first_line
 from vrwkv.runtime.processes import World
-from vrwkv.runtime.progress import Meters
+from vrwkv.runtime.progress import Meters, say
 from vrwkv.runtime.recipe import RunConfig, create_optimizer
 from vrwkv.runtime.task import Task
 
@@ -135,6 +135,8 @@ class TrainingState:
             self.meters.restore(saved.meters)
         except Exception as error:
             raise UserError(f"checkpoint {path} has no sums of this task's measures: {first_line(error)}") from error
+        for group, lr in zip(self.optimizer.param_groups, self.scheduler.base_values, strict=True):
+            group["initial_lr"] = lr  # of this configuration; lr follows from it before the next step
         self.epoch, self.step, self.best = saved.epoch, saved.step, saved.best_metric
         if self.step > self.steps_per_epoch or self.step % self.config.optim.accumulate:
             wanted = f"a multiple of {self.config.optim.accumulate} and at most {self.steps_per_epoch}"
@@ -153,6 +155,8 @@ class TrainingState:
             changed.append(f"the number of processes was {saved.processes}, is {self.world.size}")
         if changed:
             raise UserError(f"checkpoint {path} is of another run: " + "; ".join(changed))
+        if self.world.primary and (chosen := differences(config, self.config, may_change=True)):
+            say(f"changed since checkpoint {path}: {'; '.join(chosen)}")
 
 
 def _told(data: Mapping[str, str]) -> str:

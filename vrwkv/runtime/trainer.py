@@ -257,7 +257,7 @@ class Trainer:
         if not self.state.is_finite(loss):
             what = "weights became infinite" if math.isfinite(loss) else f"the loss became {loss}"
             raise UserError(
-                f"{what} in epoch {self.state.epoch + 1}: try a lower optim.lr, or optim.clip_grad; "
+                f"{what} in epoch {self.state.epoch + 1}: try a lower optim.lr, or optim.clip_grad, with --resume; "
                 f"{self.folder.last} holds the last state before"
             )
 
