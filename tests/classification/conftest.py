@@ -40,7 +40,8 @@ def config_path(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Pa
 @pytest.fixture(scope="session")
 def train_args(config_path: Path) -> Callable[..., list[str]]:
     """Arguments of tools/train.py for an output folder and further settings."""
-    return lambda output, *settings: ["--config", str(config_path), "--set", f"output={output}", "--set", *settings]
+    start = ["--config", str(config_path), "--set"]
+    return lambda output, *settings: [*start, f"output={output}", *(["--set", *settings] if settings else [])]
 
 
 @pytest.fixture(scope="session")
