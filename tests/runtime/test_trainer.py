@@ -21,6 +21,7 @@ from support.ranks import run_ranks
 
 from vrwkv.runtime import checkpoint
 from vrwkv.runtime.errors import Interrupted, UserError
+from vrwkv.runtime.progress import Meters
 from vrwkv.runtime.recipe import OptimConfig, SaveConfig, WatchConfig
 from vrwkv.runtime.state import TrainingState
 from vrwkv.runtime.trainer import Trainer, run
@@ -71,6 +72,13 @@ def test_it_learns_and_leaves_its_files(config, tmp_path, capsys):
     assert "accuracy" not in said[-1]
 
 
+def measured(task: MeanColour, error: float = 0, near: float = 0) -> Meters:
+    """Of an evaluation of one sample."""
+    meters = Meters(task.measures, task.world)
+    meters.update({"loss": torch.zeros(()), "error": torch.tensor(error), "near": torch.tensor(near)}, 1)
+    return meters
+
+
 def assert_same_run(one: Path, other: Path) -> None:
     """Two output folders hold the same bits."""
     assert (one / "summary.csv").read_bytes() == (other / "summary.csv").read_bytes()
@@ -116,12 +124,8 @@ def test_signal_during_the_evaluation(config, tmp_path, monkeypatch):
     """Does not wait for its end; only the evaluation is repeated."""
     run(MeanColour, config("unbroken"))
 
-    def never_ends(self, model):
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError("the evaluation went on")
-
     with monkeypatch.context() as patch:
-        patch.setattr(MeanColour, "evaluate", never_ends)
+        patch.setattr(MeanColour, "evaluate", killed)
         with pytest.raises(Interrupted, match=r"^SIGTERM: saved after 4 of 4 steps of epoch 1$"):
             run(MeanColour, config("broken"))
         patch.setattr(MeanColour, "training_step", lambda *_: 1 / 0)
@@ -156,6 +160,39 @@ def test_signal_to_one_of_two_processes_stops_both(config, tmp_path):
     assert run_ranks(signalled) == [f"signal to another process: {stopped}", f"SIGUSR1: {stopped}"]
     run_ranks(lambda: run(MeanColour, config("broken"), resume="auto") and None)
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_evaluation_that_ends_in_one_of_two_processes(config, tmp_path):
+    """By a signal or a file that cannot be read: what both have trained is saved."""
+    run_ranks(lambda: run(MeanColour, config("unbroken")) and None)
+
+    def stopped(cause):
+        def stop():
+            if os.environ["RANK"] == "1":
+                MeanColour.evaluate = cause
+            with pytest.raises((Interrupted, UserError)) as caught:
+                run(MeanColour, config("broken", save={"minutes": None}), resume="auto")
+            return str(caught.value)
+
+        said = run_ranks(stop)
+        last = load(tmp_path / "broken" / "last.pth")
+        assert (last["epoch"], last["step"]) == (0, 2)
+        return said
+
+    saved = "saved after 2 of 2 steps of epoch 1"
+    assert stopped(killed) == [f"signal to another process: {saved}", f"SIGTERM: {saved}"]
+    assert stopped(cannot_read) == ["another process could not evaluate, and says why", "no picture"]
+    run_ranks(lambda: run(MeanColour, config("broken"), resume="auto") and None)
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def killed(task, model):
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise AssertionError("the evaluation went on")
+
+
+def cannot_read(task, model):
+    raise UserError("no picture")
 
 
 @pytest.mark.parametrize(("size", "dead"), [(2, 1), (3, 1)])
@@ -314,24 +351,24 @@ def test_without_minutes_only_epochs_are_saved(config, tmp_path, monkeypatch):
 
 def test_lowest_error_is_best(config, tmp_path, monkeypatch):
     """The judge's value decides, a later epoch of the same value is better, and the averaged weights are judged."""
-    errors, judged = iter([0.5, 0.3, 0.4, 0.3, 0.31]), []
+    errors, judged = iter([0.5, 0.25, 0.375, 0.25, 0.28125]), []
 
     def evaluate(self, model):
         judged.append((model is not self.model, model.training))
-        return {"loss": 0.0, "error": next(errors), "near": 0.0}
+        return measured(self, error=next(errors))
 
     monkeypatch.setattr(MeanColour, "evaluate", evaluate)
     best = load(run(MeanColour, config(epochs=5)))
-    assert (best["epoch"], best["best_metric"]) == (4, 0.3)
+    assert (best["epoch"], best["best_metric"]) == (4, 0.25)
     last = load(tmp_path / "output" / "last.pth")
-    assert (last["epoch"], last["best_metric"]) == (5, 0.3)
+    assert (last["epoch"], last["best_metric"]) == (5, 0.25)
     assert judged == [(True, False)] * 5
 
 
 def test_error_that_is_no_number_is_never_the_best(config, tmp_path, monkeypatch):
     """Whatever else there is is better; until then the run can be resumed, too."""
     errors = iter([float("nan"), float("nan"), 0.5, float("nan")])
-    monkeypatch.setattr(MeanColour, "evaluate", lambda self, model: {"loss": 0, "error": next(errors), "near": 0})
+    monkeypatch.setattr(MeanColour, "evaluate", lambda self, model: measured(self, error=next(errors)))
     path = run(MeanColour, config(epochs=1))
     assert load(path)["best_metric"] is None
     best = load(run(MeanColour, config(epochs=4), resume="auto"))
@@ -349,28 +386,28 @@ def test_without_averages_the_weights_are_judged(config, monkeypatch):
 
 
 def test_highest_share_is_best(config, monkeypatch):
-    shares = iter([10.0, 30.0, 20.0])
+    shares = iter([0.125, 0.5, 0.25])
     monkeypatch.setattr(MeanColour, "judge", MeanColour.measures[2])
-    monkeypatch.setattr(MeanColour, "evaluate", lambda self, model: {"loss": 0, "error": 0, "near": next(shares)})
+    monkeypatch.setattr(MeanColour, "evaluate", lambda self, model: measured(self, near=next(shares)))
     best = load(run(MeanColour, config()))
-    assert (best["epoch"], best["best_metric"]) == (2, 30.0)
+    assert (best["epoch"], best["best_metric"]) == (2, 50.0)
 
 
 def test_best_of_another_folder_does_not_count(config, tmp_path, monkeypatch):
     """Resumed into a new folder, the next epoch is the best there."""
-    errors = iter([0.1, 0.5])
-    monkeypatch.setattr(MeanColour, "evaluate", lambda self, model: {"loss": 0, "error": next(errors), "near": 0})
+    errors = iter([0.125, 0.5])
+    monkeypatch.setattr(MeanColour, "evaluate", lambda self, model: measured(self, error=next(errors)))
     run(MeanColour, config("one", epochs=1))
     best = load(run(MeanColour, config("other", epochs=2), resume=str(tmp_path / "one" / "last.pth")))
     assert (best["epoch"], best["best_metric"]) == (2, 0.5)
 
 
 def test_best_of_the_same_folder_counts(config, monkeypatch):
-    errors = iter([0.1, 0.5])
-    monkeypatch.setattr(MeanColour, "evaluate", lambda self, model: {"loss": 0, "error": next(errors), "near": 0})
+    errors = iter([0.125, 0.5])
+    monkeypatch.setattr(MeanColour, "evaluate", lambda self, model: measured(self, error=next(errors)))
     run(MeanColour, config(epochs=1))
     best = load(run(MeanColour, config(epochs=2), resume="auto"))
-    assert (best["epoch"], best["best_metric"]) == (1, 0.1)
+    assert (best["epoch"], best["best_metric"]) == (1, 0.125)
 
 
 def test_resume_of_another_content(config, tmp_path):

@@ -41,10 +41,10 @@ class MeanColour(Task):
         return self._measure(model, batch[0])
 
     @torch.inference_mode()
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, model: nn.Module) -> Meters:
         result, meters = self._measure(model.eval(), self.held_out), Meters(self.measures, self.world)
         meters.update({**result.sums, "loss": result.loss * result.samples}, result.samples)
-        return meters.values()
+        return meters
 
     def content(self) -> dict[str, int]:
         return {"inputs": self.model[2].in_features}

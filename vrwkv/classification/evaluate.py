@@ -1,5 +1,6 @@
 """Accuracy of a model on an image folder."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ def right_answers(logits: Tensor, classes: Tensor) -> dict[str, Tensor]:
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, loader: Any, world: World, amp: Amp = "none", on_logits: Callable[[Tensor], None] | None = None
-) -> dict[str, float]:
-    """Runs `model` over all of `loader`, in all processes together.
+) -> Meters:
+    """Runs `model` over this process's share of `loader`.
 
     Args:
         model: What to measure.
@@ -44,7 +45,7 @@ def evaluate(
         on_logits: Is given the logits (B, classes) of each batch of this process's share.
 
     Returns:
-        loss (mean cross-entropy), top1 and top5 (percent), images_per_second.
+        The sums of `MEASURES`, with cross-entropy as the loss.
     """
     model.eval()
     meters = Meters(MEASURES, world)
@@ -59,7 +60,7 @@ def evaluate(
                 if on_logits:
                     on_logits(logits)
             progress.step(meters)
-        return {**meters.values(meters.gather()), "images_per_second": progress.images_per_second}
+    return meters
 
 
 def validate(
@@ -92,7 +93,8 @@ def validate(
         overrides: Keys of `PictureConfig`, such as img_size, as in `load_classifier`.
 
     Returns:
-        As `evaluate`, with the number of images, and real_top1 and real_top5 where real labels are given.
+        loss (mean cross-entropy), top1 and top5 (percent), images_per_second, the number of images, and real_top1 and
+        real_top5 where real labels are given.
 
     Raises:
         UserError: anything about the model, the checkpoint or the data that does not fit.
@@ -115,5 +117,8 @@ def validate(
         reporter = Reporter(reports, loader.dataset.samples, class_names, world) if reports and any(reports) else None
         if world.primary:
             say(told)
-        result = evaluate(classifier.model, loader, world, amp, reporter.add if reporter else None)
-        return {**result, **(reporter.finish() if reporter else {}), "images": len(loader.dataset)}
+        begin, images = time.monotonic(), len(loader.dataset)
+        meters = evaluate(classifier.model, loader, world, amp, reporter.add if reporter else None)
+        result = meters.values(meters.gather())
+        result["images_per_second"] = images / (time.monotonic() - begin)
+        return {**result, **(reporter.finish() if reporter else {}), "images": images}

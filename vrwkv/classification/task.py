@@ -16,7 +16,7 @@ from vrwkv.classification.model import check_model, create_model, data_config_of
 from vrwkv.runtime import checkpoint, trainer
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import World
-from vrwkv.runtime.progress import say
+from vrwkv.runtime.progress import Meters, say
 from vrwkv.runtime.task import StepResult, Task
 
 
@@ -80,10 +80,9 @@ class ClassificationTask(Task):
         classes = target.argmax(1) if target.ndim == 2 else target
         return StepResult(self.loss(logits, target), right_answers(logits, classes), len(images))
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """See `vrwkv.classification.evaluate`; without the speed, so that a rerun gives the same summary.csv."""
-        measured = evaluate(model, self.val_loader, self.world, self.config.amp)
-        return {each.name: measured[each.name] for each in MEASURES}
+    def evaluate(self, model: nn.Module) -> Meters:
+        """See `vrwkv.classification.evaluate`."""
+        return evaluate(model, self.val_loader, self.world, self.config.amp)
 
     def data(self) -> dict[str, str]:
         """The pictures of both splits."""

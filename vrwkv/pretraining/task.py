@@ -86,8 +86,8 @@ class PretrainingTask(Task):
         return StepResult(loss, {}, len(images))
 
     @torch.inference_mode()
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """The loss of the validation pictures under masks that are the same each time."""
+    def evaluate(self, model: nn.Module) -> Meters:
+        """The loss of this process's share of the validation pictures, under masks that are the same each time."""
         model.eval()
         generator = torch.Generator(self.world.device).manual_seed(self.config.seed)
         meters = Meters(self.measures, self.world)
@@ -97,7 +97,7 @@ class PretrainingTask(Task):
                     loss = model(images, generator).loss[:count]
                 meters.update({"loss": loss.sum()}, count)
                 progress.step(meters)
-        return meters.values(meters.gather())
+        return meters
 
     def data(self) -> dict[str, str]:
         """The pictures of both splits."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from vrwkv.runtime.progress import Measure
+from vrwkv.runtime.progress import Measure, Meters
 
 
 class StepResult(NamedTuple):
@@ -37,9 +37,9 @@ class Task(ABC):
         """The loss of a batch, with gradients. `model` is the task's, perhaps inside DistributedDataParallel."""
 
     @abstractmethod
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """All measures by name, and what else is to stand in summary.csv. All processes call it together. A signal may
-        end it at any moment."""
+    def evaluate(self, model: nn.Module) -> Meters:
+        """The sums of all measures over this process's share of the samples that are held out: the loop brings those of
+        all processes together. A signal may end it at any moment."""
 
     def data(self) -> dict[str, str]:
         """What the samples are, by what they are for: how many, and where they have names what tells those from others.

@@ -26,8 +26,8 @@ from vrwkv.runtime.watch import Scalars
 
 C = TypeVar("C", bound=RunConfig)
 
-GO_ON, SAVE, STOP = range(3)
-"""What a process wishes after an update; the strongest wish of all is followed."""
+GO_ON, SAVE, STOP, FAIL = range(4)
+"""What a process wishes after an update or an evaluation; the strongest wish of all is followed."""
 ESTIMATE_AFTER = 100  # steps
 WATCH_EVERY = 50  # updates
 
@@ -237,15 +237,25 @@ class Trainer:
             raise self._interrupted()
 
     def _evaluate(self, meters: torch.Tensor) -> dict[str, float]:
-        """Of the weights that are to be used. A signal ends it: what was trained before is saved. With sharded weights
-        it waits: to save, the processes must be at the same place."""
+        """Of the weights that are to be used. A signal ends it, or a file that cannot be read: the processes agree
+        before they share what they measured, and what was trained before is saved. With sharded weights a signal waits:
+        to save, and to compute, the processes must be at the same place."""
         model = self.state.ema.module if self.state.ema else self.task.model
+        wish, failure = GO_ON, UserError("another process could not evaluate, and says why")
         try:
             with self.signals.deferred(self.config.fsdp):
-                return self.task.evaluate(model)
-        except Interrupted as error:
-            self._save(meters)
-            raise self._interrupted() from error
+                measured = self.task.evaluate(model)
+        except Interrupted:
+            wish = STOP
+        except UserError as error:
+            if self.config.fsdp:
+                raise
+            wish, failure = FAIL, error
+        agreed = self.world.agree(wish)
+        if agreed == GO_ON:
+            return measured.values(measured.gather())
+        self._save(meters)
+        raise failure if agreed == FAIL else self._interrupted()
 
     def _interrupted(self) -> Interrupted:
         state, received = self.state, self.signals.received or "signal to another process"
