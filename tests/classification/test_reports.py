@@ -55,13 +55,20 @@ def test_table(ranks, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["classes.csv"]
 
 
+@pytest.mark.parametrize("others", [0, 3])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_real_labels(ranks, tmp_path):
-    """Pictures of several labels are right with any of them; those of none do not count."""
-    names = ImageNetInfo("imagenet-1k").label_names()
-    logits = torch.randn(PICTURES, 1000, generator=torch.Generator().manual_seed(1))
+def test_real_labels(ranks, others, tmp_path):
+    """Pictures of several labels are right with any of them; those of none do not count. A model may have more classes,
+    in any order."""
+    known = ImageNetInfo("imagenet-1k").label_names()
+    names = known if not others else [*["other", "", ""], *reversed(known)]
+    logits = torch.randn(PICTURES, len(names), generator=torch.Generator().manual_seed(1))
+    logits[:, :others] = 2.5  # among the first five, and never right
     order = logits.argsort(1, descending=True)
-    labels = [[int(order[i, i % 7]), int(order[i, 500])] for i in range(PICTURES)]
+    labels = [
+        [known.index(name) for name in (names[order[i, i % 7]], names[order[i, 500]]) if name in known]
+        for i in range(PICTURES)
+    ]
     labels[1] = []
     (tmp_path / "real.json").write_text(json.dumps(labels))
     samples = [(f"somewhere/ILSVRC2012_val_{i + 1:08}.JPEG", 0) for i in range(PICTURES)]
@@ -70,8 +77,12 @@ def test_real_labels(ranks, tmp_path):
         with join_world("cpu") as world:
             return report(Reports(real_labels=str(tmp_path / "real.json")), world, samples, names, logits)
 
-    for result in run_ranks(call, ranks):  # i % 7 is 0 for 0 and 7; 5 and 6 for 5 and 6
-        assert result == pytest.approx({"real_top1": 100 * 2 / 10, "real_top5": 100 * 8 / 10})
+    asked = [i for i in range(PICTURES) if labels[i]]
+    said = [[known.index(names[n]) if names[n] in known else -1 for n in row] for row in order[:, :5]]
+    right = {k: sum(not {*said[i][:k]}.isdisjoint(labels[i]) for i in asked) for k in (1, 5)}
+    assert 0 < right[1] < right[5] < len(asked)
+    for result in run_ranks(call, ranks):
+        assert result == pytest.approx({f"real_top{k}": 100 * right[k] / len(asked) for k in right})
 
 
 def test_what_the_picture_of_confusions_shows(monkeypatch):
@@ -93,7 +104,7 @@ def test_real_labels_that_do_not_fit(tmp_path):
     path, names = tmp_path / "real.json", ImageNetInfo("imagenet-1k").label_names()
     reports = Reports(real_labels=str(path))
     for content, samples, classes, expected in (
-        ("[]", SAMPLES, NAMES, "need a model of ImageNet-1k's classes"),
+        ("[]", SAMPLES, NAMES, "need a model of ImageNet-1k's classes.* n01440764 and 999 others are missing"),
         ("[]", SAMPLES, names, "a list of labels for each of the 11 pictures"),
         ("nonsense", SAMPLES, names, "cannot read real labels"),
         (json.dumps([[1]] * PICTURES), SAMPLES, names, r"not for 0\.png"),

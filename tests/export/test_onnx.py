@@ -12,7 +12,7 @@ import torch
 from support.colours import CLASSES, picture
 from support.scripts import load_tool
 
-from vrwkv.classification import load_classifier
+from vrwkv.classification import load_classifier, validate
 from vrwkv.export import formats, report, to_onnx
 from vrwkv.runtime.errors import MissingExtra, UserError
 from vrwkv.runtime.onnx_model import OnnxModel
@@ -123,6 +123,20 @@ def test_int8(trained, data_root, tmp_path, export, monkeypatch, capsys, onnx_fi
     difference = load_classifier(output).model(images) - load_classifier(onnx_file).model(images)
     assert 0 < difference.abs().max() < 0.2 * load_classifier(onnx_file).model(images).abs().max()
     assert load_classifier(output).class_names == list(CLASSES)
+
+
+def test_validated_on_the_cpu_where_there_is_a_gpu(onnx_file, monkeypatch):
+    def joined(device):
+        raise UserError(device)
+
+    monkeypatch.setattr("vrwkv.classification.evaluate.join_world", joined)
+    for path, device, expected in (
+        (onnx_file, "auto", "cpu"),
+        (onnx_file, "cuda", "cuda"),
+        ("best.pth", "auto", "auto"),
+    ):
+        with pytest.raises(UserError, match=f"^{expected}$"):
+            validate(path, device=device)
 
 
 def test_what_differs_is_not_written(classifier, onnx_file, tmp_path, monkeypatch):

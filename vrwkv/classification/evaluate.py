@@ -14,6 +14,7 @@ from vrwkv.classification.data import create_eval_loader, find_pictures, without
 from vrwkv.classification.reports import Reporter, Reports, leave_out, read_class_map
 from vrwkv.runtime.config import check
 from vrwkv.runtime.errors import UserError
+from vrwkv.runtime.onnx_model import is_onnx
 from vrwkv.runtime.processes import Amp, World, autocast, join_world
 from vrwkv.runtime.progress import Measure, Meters, Progress, say
 
@@ -99,7 +100,7 @@ def validate(
     Raises:
         UserError: anything about the model, the checkpoint or the data that does not fit.
     """
-    with join_world(device) as world:
+    with join_world("cpu" if device == "auto" and is_onnx(checkpoint) else device) as world:
         classifier = load_classifier(checkpoint, model_name, pretrained, world.device, amp, **overrides)
         root = data_root or classifier.data_root
         if root is None:

@@ -91,8 +91,15 @@ class Reporter:
         self.real = self._read_real_labels(reports.real_labels, files) if reports.real_labels else None
 
     def _read_real_labels(self, path: str, files: list[str]) -> RealLabelsImagenet:
-        if not self.reports.class_map and self.class_names != ImageNetInfo("imagenet-1k").label_names():
-            raise UserError("real labels need a model of ImageNet-1k's classes, named as its folders are: --class-map")
+        index = {name: place for place, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+        if absent := index.keys() - set(self.class_names):
+            raise UserError(
+                f"real labels need a model of ImageNet-1k's classes, named as its folders are: {min(absent)} and "
+                f"{len(absent) - 1} others are missing; --class-map names a model's classes"
+            )
+        # Outputs of other classes get numbers of their own, which are never right.
+        numbers = [index.get(name, len(index) + place) for place, name in enumerate(self.class_names)]
+        self.real_classes = torch.tensor(numbers)
         try:
             labels = json.loads(Path(path).read_text())
             if not isinstance(labels, list) or len(labels) != len(files):
@@ -120,8 +127,10 @@ class Reporter:
         if not self.real:
             return {}
         for answers in torch.from_numpy(best).split(1000):
+            answers = self.real_classes[answers]
             ranks = torch.arange(answers.shape[1], 0, -1.0).expand(answers.shape)
-            self.real.add_result(torch.zeros(len(answers), len(self.class_names)).scatter_(1, answers, ranks))
+            width = int(self.real_classes.max()) + 1
+            self.real.add_result(torch.zeros(len(answers), width).scatter_(1, answers, ranks))
         return {f"real_top{k}": accuracy for k, accuracy in self.real.get_accuracy().items()}
 
     def _gather(self) -> np.ndarray:
