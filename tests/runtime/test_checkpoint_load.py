@@ -1,7 +1,9 @@
 """Weights from a file into a model: what must fit, what may differ, and what a refusal says."""
 
+import argparse
 import copy
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,6 +76,25 @@ def test_new_head() -> None:
             checkpoint.load(model, weights, "x.pth")
     checkpoint.load(model := create(), given, "x.pth", new_head=True)
     assert_equal(model, given)
+
+
+def test_new_head_behind_a_hidden_layer() -> None:
+    """Backbones that were pre-trained as autoencoders have none of both."""
+    own = create(head_hidden_size=8, num_classes=5)
+    headless = {name: t for name, t in create().state_dict().items() if not name.startswith(("head.", "pre_logits."))}
+    expected = headless | {name: t.clone() for name, t in own.state_dict().items() if name not in headless}
+    assert len(expected) == len(headless) + 4
+    checkpoint.load(own, headless, "x.pth", new_head=True)
+    assert_equal(own, expected)
+    with pytest.raises(UserError, match=r"2 missing \(pre_logits"):
+        checkpoint.load(own, {n: t for n, t in expected.items() if "pre_logits" not in n}, "x.pth")
+
+
+def test_checkpoints_of_timm(tmp_path: Path) -> None:
+    content = {"arch": "test_vrwkv", "state_dict": create().state_dict(), "args": argparse.Namespace(lr=0.1)}
+    torch.save(content, tmp_path / "last.pth.tar")
+    checkpoint.load(model := create(), checkpoint.read(tmp_path / "last.pth.tar"), "last.pth.tar")
+    assert_equal(model, content["state_dict"])
 
 
 def test_new_heads_of_a_distilled_model() -> None:

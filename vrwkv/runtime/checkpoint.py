@@ -1,5 +1,6 @@
 """Checkpoint files: written atomically, read without running code from them, and loaded into models."""
 
+import argparse
 import functools
 import os
 import pickle
@@ -90,7 +91,7 @@ def read(path: str | Path, safe: Sequence[Any] = ()) -> dict[str, Any]:
 
     Args:
         path: The file.
-        safe: What may be in it beside what torch allows, see `torch.serialization.safe_globals`.
+        safe: What may be in it beside what torch and timm allow, see `torch.serialization.safe_globals`.
 
     Raises:
         UserError: the file is missing, damaged or no checkpoint, or it wants to run code.
@@ -101,7 +102,8 @@ def read(path: str | Path, safe: Sequence[Any] = ()) -> dict[str, Any]:
         if Path(path).suffix == ".safetensors":
             return _read_safetensors(path)
         _check_checksum(path)
-        with torch.serialization.safe_globals(list(safe)):
+        # timm's checkpoints hold the arguments of its train.py.
+        with torch.serialization.safe_globals([argparse.Namespace, *safe]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
@@ -164,7 +166,8 @@ def load(
         model: The model to fill.
         content: The checkpoint, or a state dict.
         path: Its file, for messages.
-        new_head: For fine-tuning: a timm model's classifier keeps its values where the checkpoint has none of its size.
+        new_head: For fine-tuning: a timm model's classifier keeps its values where the checkpoint has none of its size,
+            and so does what stands before it (`pre_logits`) where the checkpoint has none.
         optional: Names of parameters that keep their values where the checkpoint does not have them.
         filter_fn: By default the `checkpoint_filter_fn` that timm's habit puts beside the class of the model.
 
@@ -184,7 +187,8 @@ def load(
         kept |= {
             name: tensor
             for name, tensor in own.items()
-            if name.startswith(heads) and (name not in weights or weights[name].shape != tensor.shape)
+            if (name.startswith(heads) and (name not in weights or weights[name].shape != tensor.shape))
+            or (name.startswith("pre_logits.") and name not in weights)
         }
     weights |= kept
     compare(weights, own, path, type(model).__name__)
