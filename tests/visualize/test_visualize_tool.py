@@ -10,6 +10,9 @@ from PIL import Image
 from support.colours import CLASSES, picture
 from support.scripts import Main, load_tool
 
+from vrwkv.classification import load_classifier
+from vrwkv.visualize import to_picture
+
 visualize = load_tool("visualize")
 
 
@@ -45,6 +48,16 @@ def test_writes_a_picture_of_each_kind(
         with Image.open(out / name) as drawn:
             drawn.load()
             assert min(drawn.size) > 400
+
+
+def test_picture_is_padded_as_the_model_pads_it(checkpoint: Path, pictures: list[Path]) -> None:
+    """Then the grid of patches lies on it."""
+    classifier = load_classifier(checkpoint, img_size=20)  # patches of 8
+    image = classifier.prepare(pictures[0])
+    padded = to_picture(image, classifier)
+    assert image.shape == (3, 20, 20) and padded.shape == (24, 24, 3)
+    std, mean = (torch.tensor(classifier.data_config[key]) for key in ("std", "mean"))
+    torch.testing.assert_close(torch.from_numpy(padded[:20, :20]), image.permute(1, 2, 0) * std + mean)
 
 
 @pytest.mark.parametrize(

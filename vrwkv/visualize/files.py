@@ -91,6 +91,10 @@ def _initial(model: nn.Module) -> nn.Module:
 
 
 def to_picture(image: Tensor, classifier: Classifier) -> np.ndarray:
-    """What a model is given, ``(C, H, W)``, as RGB ``(H, W, 3)``, 0 to 1."""
+    """What a model is given, ``(C, H, W)``, as RGB ``(H, W, 3)``, 0 to 1; padded to whole patches where it pads so."""
+    patches = getattr(classifier.model, "patch_embed", None)
+    if getattr(patches, "dynamic_img_pad", False):
+        height, width = patches.patch_size  # type: ignore[union-attr, misc]
+        image = nn.functional.pad(image, (0, -image.shape[2] % width, 0, -image.shape[1] % height))
     mean, std = (torch.tensor(classifier.data_config[key])[:, None, None] for key in ("mean", "std"))
     return (image.cpu() * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()
