@@ -100,7 +100,7 @@ def shared_settings(name: str, seed: int, args: argparse.Namespace) -> dict[str,
 def config_of(name: str, lr: float, seed: int, args: argparse.Namespace) -> Config:
     content = {
         **shared_settings(name, seed, args),
-        "output": str(args.runs / f"{name.replace(' ', '_')}-lr{lr:g}-seed{seed}"),
+        "output": str(args.runs / f"{name.replace(' ', '_')}-lr{lr:g}-seed{seed}-epochs{args.epochs}"),
         "augment": {"scale": [0.35, 1.0], "label_smoothing": 0.1},
         "optim": {"lr": lr, "clip_grad": 5.0},
     }
@@ -114,7 +114,7 @@ def masked_pretraining(seed: int, args: argparse.Namespace) -> Path:
     """Weights of an autoencoder."""
     content = {
         **shared_settings(PRETRAINED, seed, args),
-        "output": str(args.runs / f"autoencoder-seed{seed}"),
+        "output": str(args.runs / f"autoencoder-seed{seed}-epochs{args.epochs}"),
         "decoder": {"dim": 64, "depth": 2},
         "optim": {"lr": 2e-3, "clip_grad": 1.0},
     }
