@@ -64,6 +64,7 @@ KEYS: dict[str, tuple[Sense, list[Any]]] = {
     "optim.clip_grad": (optional(POSITIVE), [1]),
     "optim.accumulate": (whole(1), [2]),
     "optim.ema_decay": (optional(number(0, 1, without=(0, 1))), [0.9]),
+    "optim.ema_warmup": (one_of(True, False), [True]),
     "schedule.name": (
         one_of("cosine", "step", "poly", "wsd", "constant"),
         ["step", "poly", "wsd", "plateau"],
