@@ -1,5 +1,6 @@
 """Whether an exported model does what the network does."""
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,14 +35,13 @@ class Row(NamedTuple):
 @torch.inference_mode()
 def compare(subject: Subject, exported: Callable[[Tensor], Tensor]) -> list[Row]:
     """Run the network and the exported model on a random image of each of five sizes."""
-    parameter = next(subject.network.parameters())
-    rows = []
+    network = copy.deepcopy(subject.network).float().cpu().eval()  # as it is exported; the user's stays as it is
+    generator, rows = torch.Generator(), []
     for height, width in SIZES:
-        images = torch.randn(1, subject.facts.input_size[0], height, width, generator=torch.manual_seed(0))
-        given = images.to(parameter.device, parameter.dtype)
-        expected, torch_ms = _timed(subject.network, given)
+        channels = subject.facts.input_size[0]
+        images = torch.randn(1, channels, height, width, generator=generator.manual_seed(0))
+        expected, torch_ms = _timed(network, images)
         actual, exported_ms = _timed(exported, images)
-        expected = expected.float().cpu()
         difference = ((actual - expected).abs().max() / expected.abs().max()).item()
         rows.append(Row(height, width, difference, torch_ms, exported_ms))
     return rows
