@@ -138,7 +138,8 @@ def test_bad_configs(train_segmentor, error, tmp_path):
 
 
 def test_earlier_run_is_not_overwritten(run, config_path, train_segmentor, error):
-    assert "holds an earlier run: add --resume" in error(train_segmentor, [config_path, "--work-dir", run])
+    message = error(train_segmentor, [config_path, "--work-dir", run])
+    assert "holds an earlier run (iter_2.pth, iter_4.pth): add --resume" in message
 
 
 def test_all_problems_at_once(config_path, train_segmentor, error):

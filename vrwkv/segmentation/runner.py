@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import find_latest_checkpoint
 
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import is_primary
+from vrwkv.runtime.progress import say
 from vrwkv.runtime.run_folder import RunFolder
 from vrwkv.segmentation.checkpoint import load_segmentor_weights, read
 from vrwkv.segmentation.config import check_data, load_config, loaders
 from vrwkv.segmentation.engine import StrictRunner, config_errors, read_checkpoints_safely, unwrap_model
 from vrwkv.segmentation.loading import load_strictly
+from vrwkv.segmentation.work_folder import find_start
 
 CANNOT = "the config cannot be used"
 
@@ -35,8 +36,7 @@ def train(
     Args:
         config: A config of mmsegmentation.
         work_dir: Where checkpoints and logs go; by default the config's, or output/ and the config's name.
-        resume: None starts anew, "auto" goes on from the latest checkpoint in the work folder, if there is one, or a
-            checkpoint.
+        resume: See `find_start`.
         amp: Mixed precision, on a GPU.
         options: Overrides of keys of the config.
 
@@ -52,12 +52,11 @@ def train(
             raise UserError("mixed precision needs a GPU")
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.loss_scale = "dynamic"
-    path = find_latest_checkpoint(cfg.work_dir) if resume in (None, "auto") else resume
-    if resume and path:
-        cfg.load_from, cfg.resume = str(path), True
-    elif path:
-        raise UserError(f"{cfg.work_dir} holds an earlier run: add --resume, or choose another work folder")
     work = Path(cfg.work_dir)
+    if path := find_start(work, resume):
+        cfg.load_from, cfg.resume = str(path), True
+        if is_primary():
+            say(f"resuming from {path}")
     with RunFolder(work).locked() if is_primary() else nullcontext():
         runner = _build(cfg)
         with config_errors(CANNOT, lambda: not runner.proven):
