@@ -12,6 +12,7 @@ from support.small_segmentors import write_detail_config
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import usable_amp
 from vrwkv.segmentation import draw_mask, draw_overlay, load_segmentor, segment
+from vrwkv.segmentation.files import segment_files
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,30 @@ def test_odd_files(segment_main, config_path, checkpoint, tmp_path, capsys):
         assert Image.open(result["mask"]).mode == "P"
     assert Image.open(results["turned.jpg"]["mask"]).size == (30, 40)
     assert Image.open(results["dot.png"]["mask"]).size == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [RuntimeError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()],
+)
+def test_picture_that_does_not_fit_into_memory(problem, model, tmp_path, monkeypatch):
+    """It is an error of this picture, whether or not the model has been seen to work; the others are done."""
+    paths = [tmp_path / name for name in ("large.png", "small.png", "larger.png")]
+    for path in paths:
+        noise(8, 30 if path.stem == "small" else 300).save(path)
+
+    def limited(model, path, amp, tile):
+        if "large" in path.name:
+            raise problem
+        return segment(model, path, amp, tile)
+
+    monkeypatch.setattr("vrwkv.segmentation.files.segment", limited)
+    results = segment_files(model, paths, tmp_path / "out")
+    text = "picture {} needs more memory than there is; --tile 1024 needs less"
+    assert [each.get("error") for each in results] == [text.format(paths[0]), None, text.format(paths[2])]
+    problem = RuntimeError("a fault of the program")
+    with pytest.raises(RuntimeError, match="a fault"):
+        segment_files(model, paths[1:], tmp_path / "out")
 
 
 def test_pictures_are_not_overwritten(segment_main, error, config_path, checkpoint, tmp_path):

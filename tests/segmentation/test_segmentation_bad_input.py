@@ -142,6 +142,17 @@ def test_earlier_run_is_not_overwritten(run, config_path, train_segmentor, error
     assert "holds an earlier run (iter_2.pth, iter_4.pth): add --resume" in message
 
 
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_processes_without_torchrun(name, run, config_path, train_segmentor, error, monkeypatch):
+    """Each would train by itself, into one folder; a shell of a SLURM job of many tasks is one process."""
+    monkeypatch.setenv(name, "2")
+    argv = [config_path, "--work-dir", run]
+    assert f"started here were 2 ({name}) without it: start one on each node" in error(train_segmentor, argv)
+    monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert "holds an earlier run" in error(train_segmentor, argv)
+
+
 def test_all_problems_at_once(config_path, train_segmentor, error):
     options = ["model.test_cfg.mode=slid", "train_cfg.max_iters=0"]
     first, second = error(train_segmentor, [config_path, "--cfg-options", *options]).splitlines()

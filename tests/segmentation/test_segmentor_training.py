@@ -1,5 +1,6 @@
 """Training: what it leaves, resuming, testing it again, and two processes."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 import torch
 from support.scripts import REPOSITORY
 
+from vrwkv.segmentation import LeanUPerHead
 from vrwkv.segmentation.checkpoint import read
 
 
@@ -58,3 +60,38 @@ def test_two_processes(config_path, test_segmentor, subprocess_environment, tmp_
     assert (result.stdout + result.stderr).count("Iter(train) [2/2]") == 1
     assert [path.name for path in tmp_path.glob("*.pth")] == ["iter_2.pth"]
     assert test_segmentor([str(config_path), str(tmp_path / "iter_2.pth")]) == 0
+
+
+def lose(monkeypatch, iteration, change):
+    """Spoils what `change` is given, the losses of an iteration, counted from 1, and the head that computes them."""
+    iterations, loss_by_feat = itertools.count(1), LeanUPerHead.loss_by_feat
+
+    def spoiled(self, *args):
+        losses = loss_by_feat(self, *args)
+        if next(iterations) == iteration:
+            change(losses, self)
+        return losses
+
+    monkeypatch.setattr(LeanUPerHead, "loss_by_feat", spoiled)
+
+
+def test_loss_that_is_not_finite(config_path, train_segmentor, error, tmp_path, monkeypatch):
+    """Training stops, nothing that is not finite is saved, and it goes on as the message says."""
+    argv = [config_path, "--work-dir", tmp_path / "work"]
+    options = ["--cfg-options", "default_hooks.checkpoint.max_keep_ckpts=1"]
+    lose(monkeypatch, 4, lambda losses, head: losses.update(loss_ce=losses["loss_ce"] * float("nan")))
+    message = error(train_segmentor, [*argv, *options])
+    assert "the loss became nan in iteration 4: try a lower optim_wrapper.clip_grad.max_norm with --resume" in message
+    assert f"{tmp_path / 'work' / 'iter_2.pth'} holds the last state before" in message
+    assert [path.name for path in (tmp_path / "work").glob("*.pth")] == ["iter_2.pth"]
+    monkeypatch.undo()
+    argv = [*map(str, argv), "--resume", *options, "optim_wrapper.clip_grad.max_norm=0.1"]
+    assert train_segmentor(argv) == 0
+    assert (tmp_path / "work" / "iter_4.pth").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(config_path, train_segmentor, error, tmp_path, monkeypatch):
+    lose(monkeypatch, 2, lambda losses, head: head.conv_seg.bias.data.fill_(float("inf")))
+    message = error(train_segmentor, [config_path, "--work-dir", tmp_path / "work"])
+    assert "weights became infinite in iteration 2" in message and "no state before was saved" in message
+    assert not list((tmp_path / "work").glob("*.pth"))

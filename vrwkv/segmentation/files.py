@@ -1,6 +1,8 @@
 """Segmenting many picture files into a folder."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,7 @@ def segment_files(
 
     Returns:
         For each picture {"image", "overlay", "mask", "shares"}: paths, and the share of the area by class, the largest
-        first; or {"image", "error"} where it cannot be read or the results cannot be written.
+        first; or {"image", "error"} where it cannot be read, needs too much memory or cannot be written.
 
     Raises:
         UserError: `out` cannot be created, a result would overwrite a picture, or `opacity`, `classes` or `tile` is out
@@ -76,10 +78,14 @@ def segment_files(
     for path, (overlay, mask) in zip(tqdm(pictures, unit="picture", disable=len(pictures) == 1), files, strict=True):
         result: dict[str, Any] = {"image": str(path)}
         try:
-            with config_errors("the model cannot be run", lambda: not any("mask" in each for each in results)):
+            with (
+                config_errors("the model cannot be run", lambda: not any("mask" in each for each in results)),
+                _memory_errors(path, tile),
+            ):
                 found = segment(model, path, amp, tile)
-            draw_overlay(found, opacity, classes).save(overlay)
-            draw_mask(found).save(mask)
+            with _memory_errors(path, tile):
+                draw_overlay(found, opacity, classes).save(overlay)
+                draw_mask(found).save(mask)
         except (UserError, OSError) as error:
             result["error"] = str(error)
         else:
@@ -87,6 +93,18 @@ def segment_files(
             result.update(overlay=str(overlay), mask=str(mask), shares=shares)
         results.append(result)
     return results
+
+
+@contextmanager
+def _memory_errors(path: Path, tile: int | None) -> Iterator[None]:
+    """Turns what torch and NumPy raise where memory runs out into a UserError that names a way to need less."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        way = f"a smaller --tile than {tile}" if tile else "--tile 1024"
+        raise UserError(f"picture {path} needs more memory than there is; {way} needs less") from error
 
 
 def _results(pictures: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:

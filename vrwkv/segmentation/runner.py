@@ -18,6 +18,7 @@ from vrwkv.runtime.run_folder import RunFolder
 from vrwkv.segmentation.checkpoint import load_segmentor_weights, read
 from vrwkv.segmentation.config import check_data, load_config, loaders
 from vrwkv.segmentation.engine import StrictRunner, config_errors, read_checkpoints_safely, unwrap_model
+from vrwkv.segmentation.hooks import FiniteHook
 from vrwkv.segmentation.loading import load_strictly
 from vrwkv.segmentation.work_folder import find_start
 
@@ -59,6 +60,7 @@ def train(
             say(f"resuming from {path}")
     with RunFolder(work).locked() if is_primary() else nullcontext():
         runner = _build(cfg)
+        runner.register_hook(FiniteHook())
         with config_errors(CANNOT, lambda: not runner.proven):
             runner.train()
     return work
@@ -115,9 +117,24 @@ def _prepare(
     load_strictly(cfg.get("tta_pipeline", []), num_classes)
     if "RANK" in os.environ:  # torchrun
         cfg.launcher = "pytorch"
+    elif cfg.get("launcher", "none") == "none":
+        _check_alone()
     if not torch.cuda.is_available():
         _fall_back_to_cpu(cfg)
     return cfg
+
+
+def _check_alone() -> None:
+    """Raises a UserError where srun or mpirun, without torchrun, started several processes: each would run by itself.
+
+    SLURM_NTASKS is of the whole job, and set in its shells too; SLURM_STEP_NUM_TASKS is of what srun started.
+    """
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        if int(os.environ.get(name, 1)) > 1:
+            raise UserError(
+                f"segmentors take several processes from torchrun alone; started here were {os.environ[name]} ({name}) "
+                "without it: start one on each node, and in it torchrun --nproc_per_node=GPUS"
+            )
 
 
 def _fall_back_to_cpu(cfg: Config) -> None:
