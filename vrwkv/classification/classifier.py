@@ -1,7 +1,7 @@
 """A trained classifier: loaded once, called often."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -219,9 +219,7 @@ def load_classifier(
     num_classes: int = model.num_classes  # type: ignore[assignment] # every timm model has it
     if "img_size" in picture:
         check_model(model, data_config["input_size"], num_classes)
-    names = saved.class_names
-    if names is None and (info := _imagenet_info(num_classes)):
-        names = info.label_names()
+    names = class_names_of(model) if saved.class_names is None else saved.class_names
     data = saved.config.data
     return Classifier(model, data_config, names, data.root, data.val_split, amp, name, saved.model_args)
 
@@ -235,6 +233,22 @@ def _load_onnx(path: str | Path, model_name: str | None, device: str, amp: Amp, 
     if size := picture.pop("img_size", None):
         settings["input_size"] = (settings["input_size"][0], size, size)
     return Classifier(model, settings | picture, facts.class_names, arch=facts.arch, model_args=facts.model_args)
+
+
+def class_names_of(model: Any) -> list[str] | None:
+    """What the classes of a timm model are called, by output index; None where unknown.
+
+    Its configuration may have `label_names`, those of a folder or a hub; models without are taken for ImageNet's where
+    they have as many classes.
+    """
+    count, labels = model.num_classes, model.pretrained_cfg.get("label_names") or ()
+    if isinstance(labels, Mapping):  # by index, as text where it comes from JSON, and perhaps not for all
+        named = {int(index): label for index, label in labels.items()}
+        labels = [named.get(index, str(index)) for index in range(max(count - 1, *named) + 1)]
+    if len(labels) == count > 0:  # otherwise the model has a new head
+        return [str(label) for label in labels]
+    info = _imagenet_info(count)
+    return info.label_names() if info else None
 
 
 def _imagenet_info(num_classes: int) -> ImageNetInfo | None:

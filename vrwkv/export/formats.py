@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from vrwkv.export.program import trace, uncached
-from vrwkv.export.report import Row, compare, require_equal
+from vrwkv.export.report import Row, compare, compare_at, require_equal
 from vrwkv.export.subject import subject_of
 from vrwkv.runtime.errors import MissingExtra, UserError, first_line
 from vrwkv.runtime.facts import Facts
@@ -89,19 +89,28 @@ def to_safetensors(model: Any, path: str | Path) -> None:
     """Writes the weights of a classifier by timm's names, with what `load_classifier` needs as the file's metadata.
 
     Raises:
-        UserError: `model` is no classifier, or the file cannot be written.
+        UserError: `model` is no classifier, what `load_classifier` makes of the file differs from it by more than 1e-4
+            of the largest logit, or it cannot be written; then nothing is.
     """
+    from vrwkv.classification import load_classifier
+
     path = Path(path)
     _require(path.suffix == ".safetensors", f"the file must be named NAME.safetensors, got {path}")
-    network, facts = subject_of(model)
+    network, facts = subject = subject_of(model)
     _require(facts.task == "classification", "safetensors are written of classifiers; a segmentor's file is its .pth")
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    _require(facts.arch is not None, "safetensors need timm's name of the model: Classifier(..., arch=NAME)")
+    whole: Any = {"memory_format": torch.contiguous_format}  # a tensor in two places is written twice
+    weights = {name: tensor.detach().cpu().clone(**whole) for name, tensor in network.state_dict().items()}
     with written(path) as temporary:
         try:
             save_file(weights, temporary, facts.to_metadata())
         except SafetensorError as error:
             raise UserError(f"cannot write {path}: {first_line(error)}") from error
-        _require(load_file(temporary).keys() == weights.keys(), f"{path} is not written: it cannot be read back")
+        try:
+            again = load_classifier(temporary, device="cpu").model
+        except UserError as error:
+            raise UserError(f"{path} is not written: it could not be loaded: {error}") from error
+        require_equal(compare_at([facts.input_size[1:]], subject, again), path)
 
 
 def _require(condition: bool, message: str) -> None:

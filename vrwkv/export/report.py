@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,12 +32,17 @@ class Row(NamedTuple):
         )
 
 
-@torch.inference_mode()
 def compare(subject: Subject, exported: Callable[[Tensor], Tensor]) -> list[Row]:
     """Run the network and the exported model on a random image of each of five sizes."""
+    return compare_at(SIZES, subject, exported)
+
+
+@torch.inference_mode()
+def compare_at(sizes: Iterable[Sequence[int]], subject: Subject, exported: Callable[[Tensor], Tensor]) -> list[Row]:
+    """As :func:`compare`, with images of other sizes ``(H, W)``."""
     network = copy.deepcopy(subject.network).float().cpu().eval()  # as it is exported; the user's stays as it is
     generator, rows = torch.Generator(), []
-    for height, width in SIZES:
+    for height, width in sizes:
         channels = subject.facts.input_size[0]
         images = torch.randn(1, channels, height, width, generator=generator.manual_seed(0))
         expected, torch_ms = _timed(network, images)
