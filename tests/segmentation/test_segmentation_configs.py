@@ -2,8 +2,10 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
+from mmengine.dataset import Compose
 from mmengine.model import revert_sync_batchnorm
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
@@ -12,6 +14,7 @@ from support.scripts import REPOSITORY
 
 from vrwkv.segmentation.config import load_config
 
+SIZE = (60, 100)
 CONFIGS = sorted((REPOSITORY / "configs" / "segmentation").glob("vrwkv*.py"))
 
 
@@ -55,3 +58,29 @@ def test_config(path):
 
 def test_there_are_nineteen():
     assert len(CONFIGS) == 19
+
+
+def scales(steps, **keys):
+    """By which factors of their own size pictures go through a pipeline."""
+    pixels = np.zeros((*SIZE, 3), np.uint8)
+    made = Compose([step for step in steps if "Load" not in step["type"]])(
+        dict(img=pixels, img_shape=SIZE, ori_shape=SIZE, seg_fields=[], **keys)
+    )
+    samples = made["data_samples"]
+    return [each.metainfo["scale_factor"][0] for each in (samples if isinstance(samples, list) else [samples])]
+
+
+def test_own_data_of_the_docs(tmp_path):
+    """Pictures are trained, tested and averaged over at scales around their own, whatever their size."""
+    text = (REPOSITORY / "docs/segmentation.md").read_text()
+    block = next(each for each in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "_base_" in each)
+    (tmp_path / "streets.py").write_text(block.replace('"./', f'"{REPOSITORY}/configs/segmentation/'))
+    cfg = load_config(tmp_path / "streets.py")
+    train = [scales(cfg.train_dataloader.dataset.pipeline, gt_seg_map=np.zeros(SIZE, np.uint8)) for _ in range(30)]
+    assert {factor for (factor,) in train} <= {0.5, 0.75, 1.0, 1.25, 1.5, 2.0}
+    assert len({factor for (factor,) in train}) > 3
+    assert cfg.test_dataloader.dataset.pipeline[1:] == cfg.val_dataloader.dataset.pipeline[1:]
+    assert "Resize" not in str(cfg.test_dataloader.dataset.pipeline)
+    steps = cfg.tta_pipeline[1].copy()
+    steps.transforms = [each for each in steps.transforms if "Load" not in each[0]["type"]]
+    assert scales([steps]) == [factor for factor in (0.5, 0.75, 1.0, 1.25, 1.5) for _ in range(2)]
