@@ -11,10 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
-from timm.utils.misc import natural_key
 
 from vrwkv.classification.archives import Member, find_archives, members_of
-from vrwkv.classification.folder import Pictures
+from vrwkv.classification.folder import Pictures, natural_order
 from vrwkv.runtime.errors import MissingExtra, UserError, first_line, nearest
 from vrwkv.runtime.images import Packed, Picture, picture_endings
 
@@ -24,7 +23,7 @@ def _by_class(pictures: Pictures, found: Iterable[tuple[str, Packed]], names: li
     classes: dict[str, list[Picture]] = {}
     for name, picture in found:
         classes.setdefault(name, []).append(picture)
-    order = names or sorted(classes, key=natural_key)
+    order = names or sorted(classes, key=natural_order)
     pictures.pictures = {name: classes[name] for name in order if name in classes}
     if not pictures.pictures:
         raise UserError(f"{pictures.path} holds no pictures")
@@ -77,7 +76,7 @@ class Shards(Pictures):
     def __init__(self, root: str, split: str) -> None:
         super().__init__(Path(root, split))
         found = self.path.glob("*.tar") if self.path.is_dir() else Path(root).glob(split)
-        shards = sorted(map(str, found), key=natural_key)
+        shards = sorted(map(str, found), key=natural_order)
         if not shards:
             raise UserError(f"no shards {self.path}/*.tar, and none that match {self.path}")
         _by_class(self, (pair for shard in shards for pair in self._find(shard)))
