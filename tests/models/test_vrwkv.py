@@ -12,8 +12,7 @@ from timm.models import get_pretrained_cfg, group_parameters
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from vrwkv.layers import channel_mix
-from vrwkv.ops import _extension, squared_relu
+from vrwkv.ops import _extension
 
 
 @torch.no_grad()
@@ -135,47 +134,6 @@ def test_rectangular_img_size(img_size: Any) -> None:
     tokens = model.patch_embed(images := torch.randn(1, 3, 96, 48)).flatten(1, 2)
     first = model.blocks[0](model.ln0(tokens + model.pos_embed), (6, 3))
     torch.testing.assert_close(model.forward_intermediates(images, [0], output_fmt="NLC")[1][0], first)
-
-
-def test_inference_of_large_images_goes_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images = timm.create_model("test_vrwkv").eval(), torch.randn(2, 3, 40, 56)
-    wanted = model(images).detach()
-    widths = []
-
-    def square(x: Tensor, inplace: bool) -> Tensor:
-        widths.append(x.shape[1])
-        return squared_relu(x, inplace)
-
-    monkeypatch.setattr(channel_mix, "squared_relu", square)
-    monkeypatch.setattr(channel_mix, "PIECE", 5)
-    with torch.no_grad():
-        actual = model(images)
-    assert widths == [5, 5, 2] * len(model.blocks)
-    torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("grad", [True, False])
-@pytest.mark.parametrize("wrap", [None, nn.Sequential])
-@pytest.mark.parametrize("site", ["module", "all modules"])
-def test_hooks_see_hidden_values_whole_and_as_they_are(
-    grad: bool, wrap: Any, site: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, seen = timm.create_model("test_vrwkv").eval(), []
-    key = model.blocks[0].ffn.key
-    if wrap:
-        model.blocks[0].ffn.key = wrap(key)
-    if site == "module":
-        handle = key.register_forward_hook(lambda *seen_by_hook: seen.append(seen_by_hook))
-    else:
-        handle = nn.modules.module.register_module_forward_hook(
-            lambda *seen_by_hook: seen.append(seen_by_hook) if seen_by_hook[0] is key else None
-        )
-    monkeypatch.setattr(channel_mix, "PIECE", 5)
-    with torch.set_grad_enabled(grad), handle:
-        model(torch.randn(2, 3, 40, 56))
-    ((_, (given,), hidden),) = seen
-    assert hidden.shape[1] == 12 and hidden.min() < 0
-    assert torch.equal(hidden, F.linear(given, key.weight))
 
 
 @every_family
