@@ -7,10 +7,13 @@ import sys
 
 import pytest
 import torch
+from mmengine.hooks import EMAHook
 from support.scripts import REPOSITORY
 
+from vrwkv.runtime.errors import UserError
 from vrwkv.segmentation import LeanUPerHead
 from vrwkv.segmentation.checkpoint import read
+from vrwkv.segmentation.engine import StrictRunner
 
 
 def test_checkpoint_is_read_safely(checkpoint):
@@ -95,3 +98,28 @@ def test_weights_that_are_not_finite_are_not_saved(config_path, train_segmentor,
     message = error(train_segmentor, [config_path, "--work-dir", tmp_path / "work"])
     assert "weights became infinite in iteration 2" in message and "no state before was saved" in message
     assert not list((tmp_path / "work").glob("*.pth"))
+
+
+def test_averaged_weights(run, config_path, train_segmentor, tmp_path, monkeypatch):
+    """EMAHook saves its average in the place of the weights that were trained; resuming goes on with both."""
+    content = read(run / "iter_2.pth")
+    average = content["state_dict"]
+    trained = {name: tensor + 1 for name, tensor in average.items()}
+    content["ema_state_dict"] = {f"module.{name}": tensor for name, tensor in trained.items()}
+    torch.save(content, tmp_path / "x.pth")
+    (tmp_path / "config.py").write_text(f'_base_ = "{config_path}"\ncustom_hooks = [dict(type="EMAHook")]')
+    found = {}
+    call_hook = StrictRunner.call_hook
+
+    def stop(runner, name, **kwargs):
+        if name == "before_train":
+            (hook,) = (each for each in runner.hooks if isinstance(each, EMAHook))
+            found.update(trained=runner.model.state_dict(), average=hook.ema_model.module.state_dict())
+            raise UserError("seen enough")
+        call_hook(runner, name, **kwargs)
+
+    monkeypatch.setattr(StrictRunner, "call_hook", stop)
+    options = ["--work-dir", str(tmp_path / "work"), "--resume", str(tmp_path / "x.pth")]
+    assert train_segmentor([str(tmp_path / "config.py"), *options]) == 1
+    torch.testing.assert_close(dict(found["trained"]), trained, rtol=0, atol=0)
+    torch.testing.assert_close(dict(found["average"]), dict(average), rtol=0, atol=0)

@@ -91,10 +91,12 @@ class StrictRunner(Runner):
         if self._resume:
             _check_state(content, filename)
             content["meta"].pop("config", None)  # mmengine would run it as a program
-            load_segmentor_weights(model, content, filename)
         else:
-            load_segmentor_weights(model, _with_own_classifiers(content, model, filename), filename)
+            weights = _with_own_classifiers(content, model, filename)
+            content = {"state_dict": weights, "meta": content.get("meta", {})}
+        # Hooks may change what is loaded: EMAHook puts the weights that were trained in the place of their average.
         self.call_hook("after_load_checkpoint", checkpoint=content)
+        load_segmentor_weights(model, content, filename)
         return content
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
