@@ -20,36 +20,41 @@ CASES = [
 ]
 
 
-def expected(logits, size):
-    return F.interpolate(logits.permute(2, 0, 1)[None], size, mode="bilinear")[0].argmax(0).to(torch.uint8)
+def expected(logits, size, align_corners=False):
+    resized = F.interpolate(logits.permute(2, 0, 1)[None], size, mode="bilinear", align_corners=align_corners)
+    return resized[0].argmax(0).to(torch.uint8)
 
 
 @pytest.mark.parametrize(("grid", "size"), CASES)
 @pytest.mark.parametrize("smooth", [False, True])
-def test_classes_are_those_of_resized_logits(grid, size, smooth):
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_classes_are_those_of_resized_logits(grid, size, smooth, align_corners):
     torch.manual_seed(0)
     logits = torch.randn(*grid, 5, dtype=torch.float64).float()
     if smooth:  # most pixels lie between four logits of one class
         logits = logits[:2, :2].repeat_interleave(15, 0).repeat_interleave(15, 1)[: grid[0], : grid[1]]
     mask = torch.full(size, 255, dtype=torch.uint8)
-    fill_classes(mask, logits, (0, 0), grid)
-    torch.testing.assert_close(mask, expected(logits, size), rtol=0, atol=0)
+    fill_classes(mask, logits, (0, 0), grid, align_corners)
+    torch.testing.assert_close(mask, expected(logits, size, align_corners), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("grid", "size"), CASES)
-def test_blocks_of_rows(grid, size):
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_blocks_of_rows(grid, size, align_corners):
     torch.manual_seed(0)
     logits = torch.randn(*grid, 5)
     mask = torch.full(size, 255, dtype=torch.uint8)
-    fill_from_top(mask, iter(logits.split(2)), grid)
-    torch.testing.assert_close(mask, expected(logits, size), rtol=0, atol=0)
+    fill_from_top(mask, iter(logits.split(2)), grid, align_corners)
+    torch.testing.assert_close(mask, expected(logits, size, align_corners), rtol=0, atol=0)
 
 
-def test_resized_rows():
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_resized_rows(align_corners):
     torch.manual_seed(0)
     x = torch.randn(2, 3, 9, 6)
-    whole = F.interpolate(x, (33, 23), mode="bilinear")
-    rows = torch.cat([resize_rows(x, slice(first, first + 5), (33, 23)) for first in range(0, 33, 5)], dim=2)
+    whole = F.interpolate(x, (33, 23), mode="bilinear", align_corners=align_corners)
+    parts = [resize_rows(x, slice(first, first + 5), (33, 23), align_corners) for first in range(0, 33, 5)]
+    rows = torch.cat(parts, dim=2)
     torch.testing.assert_close(rows, whole)
 
 

@@ -12,7 +12,9 @@ from support.small_segmentors import write_detail_config
 from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import usable_amp
 from vrwkv.segmentation import draw_mask, draw_overlay, load_segmentor, segment
+from vrwkv.segmentation.config import load_config
 from vrwkv.segmentation.files import segment_files
+from vrwkv.segmentation.whole import WholePicture
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +158,60 @@ def test_detail_segmentor_is_that_of_mmseg(detail_model):
     mask = segment(ours, picture).mask
     assert len(np.unique(mask)) > 3
     assert (mask != expected).mean() < 1e-3
+
+
+BINARY = {"num_classes": 2, "out_channels": 1, "threshold": 0.4, "loss_decode": {"use_sigmoid": True}}
+
+
+@pytest.fixture
+def variant(detail_model, tmp_path):
+    """Makes a detail segmentor with other settings, as `load_segmentor` has it."""
+
+    def make(**settings):
+        loss = {"class_weight": None} if "num_classes" in settings.get("decode_head", {}) else {}
+        cfg = load_config(detail_model[0])
+        cfg.merge_from_dict({"model": settings, "model.decode_head.loss_decode": loss})
+        torch.manual_seed(0)
+        model = init_model(cfg.copy(), device="cpu")
+        torch.nn.init.normal_(model.decode_head.conv_seg.weight)
+        torch.save({"state_dict": model.state_dict(), "meta": {}}, tmp_path / "weights.pth")
+        return load_segmentor(cfg, tmp_path / "weights.pth")
+
+    return make
+
+
+@pytest.mark.parametrize("mode", ["slide", "whole"])
+@pytest.mark.parametrize("resized", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"decode_head": {"align_corners": True}},
+        {"decode_head": BINARY},
+        {"data_preprocessor": {"test_cfg": {"size_divisor": 64}}},
+    ],
+    ids=["align_corners", "binary", "size_divisor"],
+)
+def test_other_settings_of_mmseg(variant, settings, mode, resized):
+    model = variant(**settings, test_cfg=dict(mode=mode, crop_size=(32, 32), stride=(20, 20)))
+    resize = [dict(type="Resize", scale=(100, 70), keep_ratio=True)] if resized else []
+    model.cfg.test_pipeline = [dict(type="LoadImageFromFile"), *resize, dict(type="PackSegInputs")]
+    picture = noise(75, 121)
+    expected = inference_model(model, np.asarray(picture)[..., ::-1].copy()).pred_sem_seg.data[0].numpy()
+    assert len(np.unique(expected)) > 1
+    assert (segment(model, picture).mask != expected).mean() < 1e-3
+
+
+def test_heads_that_do_not_fit(variant):
+    smooth = noise(9, 12).resize((400, 300))
+    with pytest.raises(UserError, match="required is num_classes=2, got 1"):
+        variant(decode_head=BINARY | {"num_classes": 1})
+    with pytest.raises(UserError, match="tiles need a decode_head with align_corners=False"):
+        segment(variant(decode_head={"align_corners": True}), smooth, tile=256)
+    padding = variant(decode_head=BINARY, data_preprocessor={"test_cfg": {"size_divisor": 64}})
+    masks = [segment(padding, smooth, tile=tile).mask for tile in (None, 256)]
+    assert len(np.unique(masks[1])) == 2
+    assert WholePicture(padding)(torch.zeros(1, 3, 40, 50)).shape == (1, 2, 40, 50)  # as it is exported
+    assert (masks[0] == masks[1]).mean() > 0.8
 
 
 def test_inferencer_of_mmseg(detail_model, tmp_path):

@@ -25,7 +25,7 @@ from vrwkv.segmentation.config import dataset_meta, load_config
 from vrwkv.segmentation.engine import config_errors, read_checkpoints_safely
 from vrwkv.segmentation.resize import resize_rows
 from vrwkv.segmentation.tiles import STEP, fill_by_tiles
-from vrwkv.segmentation.whole import OnnxSegmentor
+from vrwkv.segmentation.whole import OnnxSegmentor, class_logits
 
 MAX_ASPECT = 32  # beyond it, pictures are widened by repeating their border before they are segmented
 ROWS = 64  # of logits that are resized at a time
@@ -79,6 +79,11 @@ def load_segmentor(
     read_checkpoints_safely()
     with config_errors("the model of the config cannot be built"):
         model = init_model(cfg, device="cpu")
+    if model.out_channels == 1 and model.num_classes != 2:
+        raise UserError(
+            "a decode_head with out_channels=1 tells two classes apart: required is num_classes=2, "
+            f"got {model.num_classes}"
+        )
     load_segmentor_weights(model, content, checkpoint)
     model.dataset_meta = dataset_meta(content.get("meta", {}), cfg, model.num_classes)
     model = fuse_conv_bn(model.eval()).to(memory_format=torch.channels_last)
@@ -111,6 +116,8 @@ def segment(model: nn.Module, image: Picture, amp: Amp = "none", tile: int | Non
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with torch.inference_mode(), autocast(World(device), usable_amp(amp, device.type)):
         if tile is not None and max(width, height) > tile:
+            if model.align_corners:
+                raise UserError("tiles need a decode_head with align_corners=False, that of the config has True")
             fill_by_tiles(mask, lambda box: _logits_of_tile(model, picture.crop(box)), tile)
         else:
             _fill_whole(model, picture, mask)
@@ -127,14 +134,13 @@ def check_tile(tile: int | None) -> None:
 
 def _logits_of_tile(model: Any, picture: Image.Image) -> Tensor:
     """``(h, w, classes)`` of a part of a picture, which is taken whole and at its own size."""
-    inputs = _prepare(model, np.asarray(picture))
-    width, height = inputs.shape[-1], inputs.shape[-2]
+    inputs, (height, width) = _prepare(model, np.asarray(picture))
     if (width, height) != picture.size:
         raise UserError(
             f"tiles need a test_pipeline that leaves pictures at their size, that of the config brings {picture.width} "
             f"x {picture.height} pixels to {width} x {height}"
         )
-    return _logits(model, inputs)[0].permute(1, 2, 0)
+    return _logits(model, inputs[..., :height, :width])[0].permute(1, 2, 0)
 
 
 def _fill_whole(model: Any, picture: Image.Image, mask: Tensor) -> None:
@@ -143,41 +149,59 @@ def _fill_whole(model: Any, picture: Image.Image, mask: Tensor) -> None:
     pixels = np.asarray(picture)
     short = -(-max(width, height) // MAX_ASPECT)
     pixels = np.pad(pixels, ((0, max(0, short - height)), (0, max(0, short - width)), (0, 0)), mode="edge")
-    inputs = _prepare(model, pixels)
-    size = (inputs.shape[2], inputs.shape[3])
-    padded = mask if pixels.shape[:2] == mask.shape else torch.empty(pixels.shape[:2], dtype=torch.uint8)
-    if model.test_cfg.get("mode", "whole") != "whole":
-        fill_from_top(padded, _windows(model, inputs), size)
+    inputs, size = _prepare(model, pixels)
+    padded = (inputs.shape[2], inputs.shape[3])
+    slides = model.test_cfg.get("mode", "whole") != "whole"
+    resized = size != pixels.shape[:2]
+    wanted = pixels.shape[:2] if slides or resized else padded
+    filled = mask if wanted == mask.shape else torch.empty(wanted, dtype=torch.uint8)
+    if slides or resized:
+        blocks = _windows(model, inputs) if slides else _resized(_logits(model, inputs), padded, model.align_corners)
+        fill_from_top(filled, _without_padding(blocks, size), size, model.align_corners)
     else:
         logits = _logits(model, inputs)
-        if size == pixels.shape[:2]:
-            fill_classes(padded, logits[0].permute(1, 2, 0), (0, 0), (logits.shape[2], logits.shape[3]))
-        else:
-            fill_from_top(padded, _resized(logits, size), size)
-    if padded is not mask:
-        mask.copy_(padded[:height, :width])
+        grid = (logits.shape[2], logits.shape[3])
+        fill_classes(filled, logits[0].permute(1, 2, 0), (0, 0), grid, model.align_corners)
+    if filled is not mask:
+        mask.copy_(filled[:height, :width])
 
 
-def _prepare(model: Any, pixels: np.ndarray) -> Tensor:
-    """The model's input ``(1, 3, h, w)`` for RGB pixels ``(H, W, 3)``, by the config's test pipeline."""
+def _prepare(model: Any, pixels: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
+    """The model's input for RGB pixels ``(H, W, 3)``, by the config's test pipeline.
+
+    Returns:
+        ``(1, 3, h, w)``, and its height and width without what the data preprocessor pads at the bottom and right.
+    """
     if isinstance(model, OnnxSegmentor):
-        return model.prepare(pixels)
+        return model.prepare(pixels), (pixels.shape[0], pixels.shape[1])
     steps = [step for step in model.cfg.test_pipeline if not step["type"].startswith("Load")]
     shape = pixels.shape[:2]
     results = Compose(steps)({"img": pixels[..., ::-1], "img_shape": shape, "ori_shape": shape, "seg_fields": []})
     data = {"inputs": [results["inputs"]], "data_samples": [results["data_samples"]]}
-    return model.data_preprocessor(data, training=False)["inputs"]
+    height, width = results["inputs"].shape[1:]
+    return model.data_preprocessor(data, training=False)["inputs"], (height, width)
 
 
 def _logits(model: Any, inputs: Tensor) -> Tensor:
     """Logits ``(1, C, h, w)`` of ``inputs (1, 3, H, W)``, at the head's stride or, of an ONNX file, at 1."""
-    return model(inputs) if isinstance(model, OnnxSegmentor) else model.decode_head(model.extract_feat(inputs))
+    if isinstance(model, OnnxSegmentor):
+        return model(inputs)
+    return class_logits(model, model.decode_head(model.extract_feat(inputs)))
 
 
-def _resized(logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
+def _resized(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Iterator[Tensor]:
     """Logits ``(1, C, h, w)`` resized to the input's size, as mmseg does before it resizes them to the picture's."""
     for first in range(0, size[0], ROWS):
-        yield resize_rows(logits, slice(first, first + ROWS), size)[0].permute(1, 2, 0)
+        yield resize_rows(logits, slice(first, first + ROWS), size, align_corners)[0].permute(1, 2, 0)
+
+
+def _without_padding(blocks: Iterator[Tensor], size: tuple[int, int]) -> Iterator[Tensor]:
+    """Of blocks of rows ``(n, W, C)`` the first rows and columns, ``size (h, w)`` in all."""
+    left, width = size
+    for block in blocks:
+        if left > 0:
+            yield block[:left, :width]
+        left -= len(block)
 
 
 def _windows(model: Any, inputs: Tensor) -> Iterator[Tensor]:
@@ -194,7 +218,7 @@ def _windows(model: Any, inputs: Tensor) -> Iterator[Tensor]:
             total[..., left : left + crop_w] += model.encode_decode(window, [{"img_shape": (crop_h, crop_w)}])[0]
             count[:, left : left + crop_w] += 1
         done = following - top  # rows that no later window touches
-        yield (total[:, :done] / count[:done]).permute(1, 2, 0)
+        yield class_logits(model, (total[:, :done] / count[:done])[None])[0].permute(1, 2, 0)
         total = F.pad(total[:, done:], (0, 0, 0, done))
         count = F.pad(count[done:], (0, 0, 0, done))
 

@@ -1,5 +1,6 @@
 """Segmentors as plain functions from pictures to logits: as they are exported, and as exported files are used."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,19 @@ from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.facts import Facts
 from vrwkv.runtime.onnx_model import OnnxModel
 from vrwkv.runtime.processes import Amp
+
+
+def class_logits(segmentor: Any, logits: Tensor) -> Tensor:
+    """A logit for each class ``(B, classes, h, w)`` of a head's ``(B, C, h, w)``.
+
+    A head of one channel, for two classes, says how much a pixel is of the second; beyond the head's threshold, a
+    probability, it is. The first class gets the logit of the threshold everywhere, so that the larger one decides.
+    """
+    if segmentor.out_channels > 1:
+        return logits
+    logits = logits.float()  # the threshold must not be rounded
+    threshold = min(max(segmentor.decode_head.threshold, 1e-6), 1 - 1e-6)
+    return torch.cat([torch.full_like(logits, math.log(threshold / (1 - threshold))), logits], dim=1)
 
 
 class WholePicture(nn.Module):
@@ -29,6 +43,7 @@ class WholePicture(nn.Module):
         """Logits ``(B, classes, H, W)`` of normalised RGB images ``(B, 3, H, W)``."""
         model: Any = self.segmentor
         logits = model.decode_head(model.extract_feat(images if self.takes_rgb else images.flip(1)))
+        logits = class_logits(model, logits)
         return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=model.align_corners)
 
 
@@ -69,6 +84,7 @@ class OnnxSegmentor(OnnxModel):
         if names is None or palette is None or not len(names) == len(palette) == self.num_classes:
             raise UserError(f"{path} is damaged: it has {self.num_classes} classes and does not name as many")
         self.test_cfg = {"mode": "whole"}
+        self.align_corners = False
         self.dataset_meta = {"classes": names, "palette": palette}
 
     def prepare(self, pixels: np.ndarray) -> Tensor:
