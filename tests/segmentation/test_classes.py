@@ -68,8 +68,8 @@ def test_bounds_of_tiles(tile):
         assert all(end - begin == overlap for (_, end), (begin, _) in pairwise(bounds))
 
 
-@pytest.mark.parametrize("size", [(600, 700), (257, 1000), (900, 40), (513, 259)])
-@pytest.mark.parametrize("stride", [4, 8])
+@pytest.mark.parametrize("size", [(600, 700), (257, 1000), (900, 40), (513, 259), (257, 257)])
+@pytest.mark.parametrize("stride", [1, 4, 8, 16, 32])
 def test_tiles_of_one_field_of_logits(size, stride):
     """Logits that do not depend on the tile: blending leaves them as they are, and no pixel is missed."""
     torch.manual_seed(0)

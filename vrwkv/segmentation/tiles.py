@@ -31,17 +31,19 @@ def fill_by_tiles(mask: Tensor, logits_of: Callable[[Box], Tensor], tile: int) -
     Args:
         mask: of the picture, uint8 on the CPU, ``(H, W)``; it is written to.
         logits_of: gives the logits ``(h, w, classes)`` of a box of the picture, all at one stride.
-        tile: largest height and width of a tile, a multiple of 32 and at least 256.
+        tile: largest height and width of a tile, a multiple of 32 and at least 256; the mask is larger.
     """
     height, width = mask.shape
     overlap = tile // 8 // STEP * STEP
     tops, lefts = (tile_bounds(size, tile, overlap) for size in (height, width))
+    side = int(height <= tile)  # one that is cut: there, all tiles but the last have a multiple of every stride
+    stride = 0
     below: Tensor | None = None  # of the overlap with the next row of tiles, and of one row that is done
     for top, bottom in tops:
         beside: Tensor | None = None  # of the overlap with the next tile, and of one column that is done
         for left, right in lefts:
             logits = logits_of((left, top, right, bottom)).float()
-            stride = -(-max(bottom - top, right - left) // max(logits.shape[:2]))
+            stride = stride or (bottom - top, right - left)[side] // logits.shape[side]
             grid = (-(-height // stride), -(-width // stride))
             y, x, faded = top // stride, left // stride, overlap // stride
             logits = logits * _fade(logits.shape[0], faded, top > 0, bottom < height, logits)[:, None, None]
