@@ -31,7 +31,8 @@ def export(model: Any, args: argparse.Namespace) -> None:
 def print_accuracy(title: str, checkpoint: Path | str | None, folder: dict[str, Any], **source: Any) -> None:
     from vrwkv.classification import validate
 
-    found = validate(checkpoint, **folder, **source, workers=0, device="cpu")
+    # One picture at a time, as models are served: what int8 makes of one depends on the others of its batch.
+    found = validate(checkpoint, **folder, **source, batch_size=1, workers=0, device="cpu")
     speed = f"{found['images_per_second']:.0f} images/s"
     print(f"{title}: top-1 {found['top1']:.2f} % of {found['images']} images, {speed}")
 

@@ -113,12 +113,18 @@ def test_plain_timm_models(onnx_file, tmp_path, monkeypatch):
 
 def test_int8(trained, data_root, tmp_path, export, monkeypatch, capsys, onnx_file):
     monkeypatch.setattr(formats, "_save_onnx", lambda network, facts, path: path.write_bytes(onnx_file.read_bytes()))
+    measured = []
+    patched = "vrwkv.classification.validate"
+    monkeypatch.setattr(patched, lambda *args, **keys: measured.append(keys) or validate(*args, **keys))
     output = tmp_path / "int8.onnx"
     assert export([str(trained), "--output", str(output), "--quantize", "int8"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("top-1") == 2 and "of 15 images" in printed
+    assert [keys["batch_size"] for keys in measured] == [1, 1]
     weights = [each for each in onnx.load(output).graph.initializer if each.data_type == onnx.TensorProto.INT8]
     assert len(weights) >= 8
+    # Two products of these with activations of 8 bits, without sign, stay in the 16 bits that some processors have.
+    assert all(2 * 255 * np.abs(onnx.numpy_helper.to_array(each).astype(int)).max() < 2**15 for each in weights)
     images = torch.randn(4, 3, 32, 32)
     difference = load_classifier(output).model(images) - load_classifier(onnx_file).model(images)
     assert 0 < difference.abs().max() < 0.2 * load_classifier(onnx_file).model(images).abs().max()
