@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from support.pages import run_python
+from support.scripts import REPOSITORY
 from support.stir import stir
 
 from vrwkv.classification import UserError, load_classifier
@@ -60,6 +62,15 @@ def test_facts_of_a_folder_are_those_of_its_configuration(tmp_path: Path):
     assert (facts.input_size, facts.crop_pct, facts.arch) == ((3, 48, 48), 0.7, "test_vrwkv")
     assert facts.model_args["img_size"] == [32, 32] and facts.model_args["num_classes"] == 3
     assert subject_of(timm.create_model(source, img_size=96)).facts.input_size == (3, 96, 96)
+
+
+def test_a_folder_as_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As docs/timm.md says."""
+    monkeypatch.chdir(tmp_path)
+    model = timm.create_model("test_vrwkv", img_size=32, num_classes=2, post_norm=True)
+    timm.models.save_for_hf(model, "folder", model_config={"label_names": ["cat", "dog"]})
+    run_python((REPOSITORY / "docs/timm.md").read_text(), {"timm": timm}, slice(-2, -1))
+    assert load_classifier("model.safetensors").class_names == ["cat", "dog"]
 
 
 def test_class_names_of_a_folder(tmp_path: Path):
