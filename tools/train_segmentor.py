@@ -3,6 +3,8 @@
 python tools/train_segmentor.py configs/segmentation/vrwkv_adapter_nano_digit_scenes.py
 torchrun --nproc_per_node=8 tools/train_segmentor.py CONFIG --work-dir output/run1 --amp
 python tools/train_segmentor.py CONFIG --work-dir output/run1 --resume
+
+Exit codes: 0 done; 75 interrupted by SIGTERM, SIGUSR1 or Ctrl-C, to be started again with --resume; 1 an error.
 """
 
 import argparse
@@ -10,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
-from vrwkv.runtime.errors import command_line
+from vrwkv.runtime.errors import Interrupted, command_line
 from vrwkv.runtime.processes import is_primary
 
 
@@ -36,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from vrwkv.segmentation.config import parse_options
         from vrwkv.segmentation.runner import train
 
-        work_dir = train(args.config, args.work_dir, args.resume, args.amp, parse_options(args.cfg_options))
+        try:
+            work_dir = train(args.config, args.work_dir, args.resume, args.amp, parse_options(args.cfg_options))
+        except Interrupted as error:
+            message = f"interrupted by {error}; to go on, start it again with --resume"
+            raise Interrupted(message if is_primary() else "") from None
     if is_primary():
         print(f"checkpoints and logs  {work_dir}")
     return 0

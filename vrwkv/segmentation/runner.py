@@ -15,10 +15,12 @@ from vrwkv.runtime.errors import UserError
 from vrwkv.runtime.processes import is_primary
 from vrwkv.runtime.progress import say
 from vrwkv.runtime.run_folder import RunFolder
+from vrwkv.runtime.signals import StopSignals
 from vrwkv.segmentation.checkpoint import load_segmentor_weights, read
 from vrwkv.segmentation.config import check_data, load_config, loaders
 from vrwkv.segmentation.engine import StrictRunner, config_errors, read_checkpoints_safely, unwrap_model
 from vrwkv.segmentation.hooks import FiniteHook
+from vrwkv.segmentation.interruption import StopHook, TrainingRunner
 from vrwkv.segmentation.loading import load_strictly
 from vrwkv.segmentation.work_folder import find_start
 
@@ -46,6 +48,7 @@ def train(
 
     Raises:
         UserError: anything that does not fit, found before training starts where possible.
+        Interrupted: SIGINT, SIGTERM or SIGUSR1 came.
     """
     cfg = _prepare(config, work_dir, options, ("train_dataloader", "val_dataloader"))
     if amp:
@@ -58,10 +61,11 @@ def train(
         cfg.load_from, cfg.resume = str(path), True
         if is_primary():
             say(f"resuming from {path}")
-    with RunFolder(work).locked() if is_primary() else nullcontext():
-        runner = _build(cfg)
+    with StopSignals() as signals, RunFolder(work).locked() if is_primary() else nullcontext():
+        runner = _build(cfg, TrainingRunner)
         runner.register_hook(FiniteHook())
-        with config_errors(CANNOT, lambda: not runner.proven):
+        runner.register_hook(StopHook(signals))
+        with signals.deferred(), config_errors(CANNOT, lambda: not runner.proven):
             runner.train()
     return work
 
@@ -96,7 +100,7 @@ def test(
                 raise UserError(f"config {config} has no tta_pipeline and tta_model")
             cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
             cfg.model = dict(cfg.tta_model, module=cfg.model)
-        runner = _build(cfg)
+        runner = _build(cfg, StrictRunner)
         load_segmentor_weights(unwrap_model(runner.model), read(checkpoint), checkpoint)
         with config_errors(CANNOT, lambda: not runner.proven):
             result = runner.test()
@@ -154,11 +158,11 @@ def _replace_sync_bn(settings: Any) -> None:
             _replace_sync_bn(value)
 
 
-def _build(cfg: Config) -> StrictRunner:
+def _build(cfg: Config, kind: type[StrictRunner]) -> StrictRunner:
     read_checkpoints_safely()
     # mmengine keeps loggers and visualizers by name for the life of the process: one name, one folder, the first's.
     cfg.experiment_name = uuid.uuid4().hex  # mmengine's own changes by the second
     if cfg.get("visualizer"):
         cfg.visualizer.name = cfg.experiment_name  # "visualizer" in mmsegmentation's configs
     with config_errors(CANNOT):
-        return StrictRunner.from_cfg(cfg)
+        return kind.from_cfg(cfg)
