@@ -59,19 +59,52 @@ def load_config(config: str | Path | Config, options: Mapping[str, Any] | None =
 
 
 def loaders(cfg: Config) -> Iterator[tuple[str, Any]]:
-    """The names and settings of the config's dataloaders that read images and masks."""
+    """The config's datasets that read files, by the names of their dataloaders."""
     for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        if cfg.get(name) and "data_prefix" in cfg[name].dataset:
-            yield name, cfg[name].dataset
+        if cfg.get(name):
+            yield from ((name, dataset) for dataset in _unwrapped(cfg[name].dataset))
+
+
+def _unwrapped(dataset: Any) -> Iterator[Any]:
+    """The settings of a dataset, or of those that it wraps, as ConcatDataset and RepeatDataset do."""
+    inner = [dataset["dataset"]] if dataset.get("dataset") else dataset.get("datasets")
+    if inner:
+        for each in inner:
+            yield from _unwrapped(each)
+    else:
+        yield dataset
+
+
+def type_name(settings: Mapping[str, Any]) -> str:
+    """The bare name of what a registry builds; it may be given with a scope, as "mmseg.X", or as the class itself."""
+    kind = settings["type"]
+    return kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
+
+
+def inference_pipeline(cfg: Config) -> Any:
+    """The config's test pipeline, or else that of its test data.
+
+    Raises:
+        UserError: it has neither.
+    """
+    of_data = (dataset.get("pipeline") for name, dataset in loaders(cfg) if name == "test_dataloader")
+    found = cfg.get("test_pipeline") or next(of_data, None)
+    if not found:
+        raise UserError(f"config {cfg.filename} has neither a test_pipeline nor a test_dataloader.dataset.pipeline")
+    return found
+
+
+def _type_of(dataset: Mapping[str, Any]) -> Any:
+    return DATASETS.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
 
 
 def meta_of(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
     """Class names and palette in a dataset's settings, or else of its type, as far as they are given."""
-    return dataset.get("metainfo") or getattr(DATASETS.get(dataset["type"]), "METAINFO", {})
+    return dataset.get("metainfo") or getattr(_type_of(dataset), "METAINFO", {})
 
 
 def check_data(cfg: Config, names: tuple[str, ...]) -> None:
-    """Make sure that the folders of the named dataloaders exist, and that their classes are as many as the model's.
+    """Make sure that the folders of the named dataloaders hold data, and that their classes are as many as the model's.
 
     Raises:
         UserError: otherwise.
@@ -79,7 +112,7 @@ def check_data(cfg: Config, names: tuple[str, ...]) -> None:
     for name, dataset in loaders(cfg):
         if name not in names:
             continue
-        for kind, folder in dataset.data_prefix.items():
+        for kind, folder in dataset.get("data_prefix", {}).items():
             path = Path(dataset.get("data_root") or "", folder)
             if not path.is_dir():
                 raise UserError(f"{name}: the {kind} folder {path} does not exist; set {name}.dataset.data_root")

@@ -9,6 +9,7 @@ from PIL import Image
 
 from vrwkv.runtime.errors import UserError, first_line
 from vrwkv.runtime.images import open_image
+from vrwkv.segmentation.config import type_name
 
 IGNORED = 255  # the value of pixels that count for no class
 
@@ -31,15 +32,23 @@ class LoadMaskStrictly(BaseTransform):
 
     Args:
         num_classes: pixels must be 0 to ``num_classes - 1``, or 255 to be ignored; one more where the dataset has
-            `reduce_zero_label`, with 0 ignored too.
+            `reduce_zero_label`, with 0 ignored too. Where a dataset maps the classes of its type to others, they are as
+            many as its type has.
+        reduce_zero_label: of the dataset, where given here too.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, reduce_zero_label: bool | None = None) -> None:
         self.num_classes = num_classes
+        self.reduce_zero_label = reduce_zero_label
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Raises UserError for a file that is missing, broken, no mask, of another size or with other values."""
-        path = results["seg_map_path"]
+        path, first = results["seg_map_path"], int(results["reduce_zero_label"])
+        if self.reduce_zero_label is not None and self.reduce_zero_label != results["reduce_zero_label"]:
+            raise UserError(
+                f"LoadAnnotations has reduce_zero_label={self.reduce_zero_label}, the dataset of mask {path} has "
+                f"{results['reduce_zero_label']}; set it in the dataset alone"
+            )
         try:
             with Image.open(path) as file:
                 mask = np.asarray(file)
@@ -52,14 +61,13 @@ class LoadMaskStrictly(BaseTransform):
         if mask.shape != tuple(results["ori_shape"]):
             sizes = f"{mask.shape}, image {results['img_path']} of size {tuple(results['ori_shape'])}"
             raise UserError(f"mask {path} is of size {sizes}")
-        first = int(results["reduce_zero_label"])
-        if results.get("label_map") is None:
-            wrong = np.setdiff1d(mask, [*range(self.num_classes + first), IGNORED])
-            if wrong.size:
-                raise UserError(
-                    f"mask {path} has the value {wrong[0]}; {self.num_classes} classes have the values {first} to "
-                    f"{self.num_classes + first - 1}, {IGNORED} is ignored"
-                )
+        count = len(results.get("label_map") or range(self.num_classes))
+        wrong = np.setdiff1d(mask, [*range(count + first), IGNORED])
+        if wrong.size:
+            raise UserError(
+                f"mask {path} has the value {wrong[0]}; {count} classes have the values {first} to "
+                f"{count + first - 1}, {IGNORED} is ignored"
+            )
         mask = mask.astype(np.uint8)
         if first:
             mask = np.where(mask == 0, IGNORED, mask - 1).astype(np.uint8)
@@ -77,13 +85,14 @@ class LoadMaskStrictly(BaseTransform):
 def load_strictly(pipeline: Any, num_classes: int) -> None:
     """Replace mmseg's loading transforms in a pipeline, nested ones included, by the strict ones, in place."""
     for step in pipeline:
-        if isinstance(step, list):
+        if isinstance(step, list | tuple):
             load_strictly(step, num_classes)
-        elif step["type"] == "LoadImageFromFile":
+        elif type_name(step) == "LoadImageFromFile":
             step.clear()
             step["type"] = "LoadImageStrictly"
-        elif step["type"] == "LoadAnnotations":
+        elif type_name(step) == "LoadAnnotations":
+            reduce_zero_label = step.get("reduce_zero_label")
             step.clear()
-            step.update(type="LoadMaskStrictly", num_classes=num_classes)
+            step.update(type="LoadMaskStrictly", num_classes=num_classes, reduce_zero_label=reduce_zero_label)
         elif "transforms" in step:
             load_strictly(step["transforms"], num_classes)

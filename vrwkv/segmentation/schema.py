@@ -108,6 +108,8 @@ class _Dataset(_Part):
     data_root: str | None = None
     data_prefix: dict[str, str] | None = None
     pipeline: list[_Step] = Field([])
+    dataset: "_Dataset | None" = None  # what it wraps
+    datasets: list["_Dataset"] = Field([])
 
 
 class _Sampler(_Part):

@@ -21,7 +21,7 @@ from vrwkv.runtime.onnx_model import is_onnx
 from vrwkv.runtime.processes import Amp, World, autocast, choose_device, usable_amp
 from vrwkv.segmentation.checkpoint import load_segmentor_weights, read
 from vrwkv.segmentation.classes import fill_classes, fill_from_top
-from vrwkv.segmentation.config import dataset_meta, load_config
+from vrwkv.segmentation.config import dataset_meta, inference_pipeline, load_config, type_name
 from vrwkv.segmentation.engine import config_errors, read_checkpoints_safely
 from vrwkv.segmentation.resize import resize_rows
 from vrwkv.segmentation.tiles import STEP, fill_by_tiles
@@ -174,7 +174,7 @@ def _prepare(model: Any, pixels: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
     """
     if isinstance(model, OnnxSegmentor):
         return model.prepare(pixels), (pixels.shape[0], pixels.shape[1])
-    steps = [step for step in model.cfg.test_pipeline if not step["type"].startswith("Load")]
+    steps = [step for step in inference_pipeline(model.cfg) if not type_name(step).startswith("Load")]
     shape = pixels.shape[:2]
     results = Compose(steps)({"img": pixels[..., ::-1], "img_shape": shape, "ori_shape": shape, "seg_fields": []})
     data = {"inputs": [results["inputs"]], "data_samples": [results["data_samples"]]}
