@@ -11,7 +11,7 @@ from PIL import Image
 
 from vrwkv.runtime.errors import UserError
 from vrwkv.segmentation import load_segmentor, segment
-from vrwkv.segmentation.config import check_data, load_config, loaders
+from vrwkv.segmentation.config import check_data, leave_first_weights, load_config, loaders
 from vrwkv.segmentation.loading import LoadMaskStrictly, load_strictly
 
 
@@ -67,6 +67,27 @@ def test_wrapped_data_are_checked(own_cfg):
         check_data(cfg, ("train_dataloader",))
 
 
+def test_endings_of_pictures(own_cfg, capsys):
+    cfg, root = own_cfg
+    dataset = cfg.train_dataloader.dataset
+    ending = next((root / "images/train").iterdir()).suffix
+    (root / "images/train/0000.gif").touch()
+    (root / "images/train/.hidden").touch()
+    check_data(cfg, ("train_dataloader",))
+    folder = root / "images/train"
+    expected = f"train_dataloader: 8 of the 9 files in {folder} end in {ending}, the others are left out\n"
+    assert capsys.readouterr().err == expected
+    dataset.img_suffix = ".bmp"
+    with pytest.raises(
+        UserError, match=r"none of the 9 files in .* ends in .bmp; set train_dataloader.dataset.img_suf"
+    ):
+        check_data(cfg, ("train_dataloader",))
+    (root / "none.txt").touch()
+    dataset.ann_file = "none.txt"
+    with pytest.raises(UserError, match=r"none.txt names no pictures"):
+        check_data(cfg, ("train_dataloader",))
+
+
 @pytest.mark.parametrize("value", [2, 256, 300])
 def test_values_of_masks_whose_classes_are_mapped(value, tmp_path):
     """Two classes of which one is left; numbers beyond a byte must not come round to one of theirs."""
@@ -104,3 +125,14 @@ def test_test_pipeline(config_path, checkpoint):
     model.cfg.pop("test_dataloader")
     with pytest.raises(UserError, match=r"has neither a test_pipeline nor a test_dataloader.dataset.pipeline"):
         segment(model, picture)
+
+
+def test_published_weights_are_not_asked_for(config_path, checkpoint, monkeypatch):
+    """A checkpoint replaces them, and the Hub may be out of reach."""
+    options = {"model.backbone.model_args.pretrained": True}
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: pytest.fail("weights are asked for"))
+    model = load_segmentor(config_path, checkpoint, options=options)
+    assert "pretrained" not in model.cfg.model.backbone.model_args
+    cfg = load_config(config_path)
+    cfg.model.backbone.model_args = None
+    leave_first_weights(cfg)

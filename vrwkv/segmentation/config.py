@@ -7,9 +7,13 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
+from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
 from vrwkv.runtime.errors import UserError, first_line, nearest
+from vrwkv.runtime.processes import is_primary
+from vrwkv.runtime.progress import say
+from vrwkv.segmentation.engine import config_errors
 from vrwkv.segmentation.schema import check_settings
 
 
@@ -94,6 +98,14 @@ def inference_pipeline(cfg: Config) -> Any:
     return found
 
 
+def leave_first_weights(cfg: Config) -> None:
+    """Take out of a config where its backbone's first weights come from, as those of a checkpoint replace them."""
+    backbone = cfg.model.backbone
+    backbone.pop("init_cfg", None)
+    if backbone.get("model_args"):
+        backbone.model_args.pop("pretrained", None)
+
+
 def _type_of(dataset: Mapping[str, Any]) -> Any:
     return DATASETS.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
 
@@ -121,6 +133,26 @@ def check_data(cfg: Config, names: tuple[str, ...]) -> None:
         classes, wanted = len(meta_of(dataset).get("classes", [])), cfg.model.decode_head.num_classes
         if classes and classes != wanted:
             raise UserError(f"{name} has {classes} classes, model.decode_head.num_classes is {wanted}")
+        kind = _type_of(dataset)
+        if isinstance(kind, type) and issubclass(kind, BaseSegDataset) and "img_path" in dataset.get("data_prefix", {}):
+            _check_pictures(name, dataset)
+
+
+def _check_pictures(name: str, dataset: Any) -> None:
+    """Make sure that a dataset finds pictures, and say so where it leaves files out."""
+    with config_errors(f"{name}: the dataset cannot be used"):
+        built = DATASETS.build({**dataset, "pipeline": [], "lazy_init": True})
+        count = len(built.load_data_list())
+    if built.ann_file:
+        if not count:
+            raise UserError(f"{name}: {built.ann_file} names no pictures")
+        return
+    path, ending = Path(built.data_prefix["img_path"]), built.img_suffix
+    files = sum(file.is_file() and not file.name.startswith(".") for file in path.rglob("*"))
+    if not count:
+        raise UserError(f"{name}: none of the {files} files in {path} ends in {ending}; set {name}.dataset.img_suffix")
+    if count < files and is_primary():
+        say(f"{name}: {count} of the {files} files in {path} end in {ending}, the others are left out")
 
 
 def dataset_meta(meta: Mapping[str, Any], cfg: Config, num_classes: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from vrwkv.runtime.onnx_model import is_onnx
 from vrwkv.runtime.processes import Amp, World, autocast, choose_device, usable_amp
 from vrwkv.segmentation.checkpoint import load_segmentor_weights, read
 from vrwkv.segmentation.classes import fill_classes, fill_from_top
-from vrwkv.segmentation.config import dataset_meta, inference_pipeline, load_config, type_name
+from vrwkv.segmentation.config import dataset_meta, inference_pipeline, leave_first_weights, load_config, type_name
 from vrwkv.segmentation.engine import config_errors, read_checkpoints_safely
 from vrwkv.segmentation.resize import resize_rows
 from vrwkv.segmentation.tiles import STEP, fill_by_tiles
@@ -75,6 +75,7 @@ def load_segmentor(
     if config is None:
         raise UserError(f"checkpoint {checkpoint} needs a config: give --config CONFIG")
     cfg = load_config(config, options)
+    leave_first_weights(cfg)
     content = read(checkpoint)
     read_checkpoints_safely()
     with config_errors("the model of the config cannot be built"):
