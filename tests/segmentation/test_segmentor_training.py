@@ -12,7 +12,9 @@ from support.scripts import REPOSITORY
 
 from vrwkv.runtime.errors import UserError
 from vrwkv.segmentation import LeanUPerHead
+from vrwkv.segmentation import test as measure
 from vrwkv.segmentation.checkpoint import read
+from vrwkv.segmentation.config import load_config
 from vrwkv.segmentation.engine import StrictRunner
 
 
@@ -31,7 +33,16 @@ def test_same_numbers_again(run, config_path, checkpoint, test_segmentor, capsys
     logged = next(json.loads(line) for line in log if "mIoU" in line)
     for name in ("aAcc", "mIoU", "mAcc"):
         assert result[name] == pytest.approx(logged[name])
-    assert test_segmentor([*argv, "--tta"]) == 0
+
+
+def test_flips_and_scales(config_path, checkpoint, monkeypatch):
+    """Of wrapped data likewise; and no other weights are asked for."""
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: pytest.fail("weights are asked for"))
+    cfg = load_config(config_path, {"model.backbone.model_args.pretrained": True})
+    plain = measure(cfg, checkpoint, tta=True)
+    assert plain != measure(cfg, checkpoint)
+    cfg.test_dataloader.dataset = dict(type="ConcatDataset", datasets=[cfg.test_dataloader.dataset])
+    assert measure(cfg, checkpoint, tta=True) == plain
 
 
 def test_resumed_training(run, config_path, train_segmentor, tmp_path):

@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def load_config(config: str | Path | Config, options: Mapping[str, Any] | None =
         UserError: there is no such file, it is broken, an override does not fit, or a setting is out of range.
     """
     try:
-        cfg = config.copy() if isinstance(config, Config) else Config.fromfile(config)
+        cfg = deepcopy(config) if isinstance(config, Config) else Config.fromfile(config)
     except FileNotFoundError as error:
         raise UserError(f"config {config} does not exist") from error
     except Exception as error:  # a config is a program

@@ -17,7 +17,7 @@ from vrwkv.runtime.progress import say
 from vrwkv.runtime.run_folder import RunFolder
 from vrwkv.runtime.signals import StopSignals
 from vrwkv.segmentation.checkpoint import load_segmentor_weights, read
-from vrwkv.segmentation.config import check_data, load_config, loaders
+from vrwkv.segmentation.config import check_data, leave_first_weights, load_config, loaders
 from vrwkv.segmentation.engine import StrictRunner, config_errors, read_checkpoints_safely, unwrap_model
 from vrwkv.segmentation.hooks import FiniteHook
 from vrwkv.segmentation.interruption import StopHook, TrainingRunner
@@ -59,6 +59,7 @@ def train(
     work = Path(cfg.work_dir)
     if path := find_start(work, resume):
         cfg.load_from, cfg.resume = str(path), True
+        leave_first_weights(cfg)
         if is_primary():
             say(f"resuming from {path}")
     with StopSignals() as signals, RunFolder(work).locked() if is_primary() else nullcontext():
@@ -94,11 +95,13 @@ def test(
         cfg = _prepare(config, work_dir, options, ("test_dataloader",))
         cfg.visualizer = None  # what the config's would write goes with this folder
         cfg.load_from = None
-        cfg.model.backbone.init_cfg = None
+        leave_first_weights(cfg)
         if tta:
             if "tta_pipeline" not in cfg or "tta_model" not in cfg:
                 raise UserError(f"config {config} has no tta_pipeline and tta_model")
-            cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+            for name, dataset in loaders(cfg):
+                if name == "test_dataloader":
+                    dataset.pipeline = cfg.tta_pipeline
             cfg.model = dict(cfg.tta_model, module=cfg.model)
         runner = _build(cfg, StrictRunner)
         load_segmentor_weights(unwrap_model(runner.model), read(checkpoint), checkpoint)
