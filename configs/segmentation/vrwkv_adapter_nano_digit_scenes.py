@@ -149,6 +149,6 @@ default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type="ParamSchedulerHook"),
-    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=150, max_keep_ckpts=1),
+    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=150, max_keep_ckpts=2),
     sampler_seed=dict(type="DistSamplerSeedHook"),
 )
