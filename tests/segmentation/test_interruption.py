@@ -29,7 +29,8 @@ def signal_at_call(monkeypatch, owner, name, number, call, rank=0):
 def test_signal_ends_the_iteration_and_the_run_goes_on(
     run, config_path, train_segmentor, tmp_path, monkeypatch, capsys
 ):
-    argv = [str(config_path), "--work-dir", str(tmp_path), *RARELY]
+    """And `max_keep_ckpts` counts what was saved at the signal."""
+    argv = [str(config_path), "--work-dir", str(tmp_path), *RARELY, "default_hooks.checkpoint.max_keep_ckpts=1"]
     with monkeypatch.context() as patch:
         signal_at_call(patch, LeanUPerHead, "loss_by_feat", signal.SIGINT, 2)
         assert train_segmentor(argv) == 75
@@ -40,6 +41,7 @@ def test_signal_ends_the_iteration_and_the_run_goes_on(
     assert train_segmentor([*argv, "--resume"]) == 0
     state = read(tmp_path / "iter_4.pth")["optimizer"]["state"]
     assert next(iter(state.values()))["step"].item() == 4
+    assert [path.name for path in tmp_path.glob("iter_*.pth")] == ["iter_4.pth"]
 
 
 def test_signal_to_the_whole_group(config_path, train_segmentor, tmp_path):

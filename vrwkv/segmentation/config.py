@@ -101,6 +101,7 @@ def inference_pipeline(cfg: Config) -> Any:
 
 def leave_first_weights(cfg: Config) -> None:
     """Take out of a config where its backbone's first weights come from, as those of a checkpoint replace them."""
+    cfg.model.pop("pretrained", None)  # mmseg hands it to the backbone
     backbone = cfg.model.backbone
     backbone.pop("init_cfg", None)
     if backbone.get("model_args"):

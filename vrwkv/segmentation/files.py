@@ -1,9 +1,10 @@
 """Segmenting many picture files into a folder."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +114,14 @@ def _results(pictures: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     Raises:
         UserError: one of them is one of the pictures.
     """
-    names: list[str] = []
+    names: dict[str, None] = {}  # a set in order
+    numbers: Counter[str] = Counter()  # of each stem the last
     for path in pictures:
-        tries = (f"{path.stem}-{number}" if number > 1 else path.stem for number in count(1))
-        names.append(next(name for name in tries if name not in names))
+        name = path.stem
+        while name in names:
+            numbers[path.stem] += 1
+            name = f"{path.stem}-{numbers[path.stem] + 1}"
+        names[name] = None
     files = [(out / f"{name}_overlay.png", out / f"{name}_mask.png") for name in names]
     read = {path.resolve() for path in pictures}
     for file in chain.from_iterable(files):

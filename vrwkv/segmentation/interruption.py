@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import get_rank, get_world_size
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.runner import IterBasedTrainLoop
 from torch.utils.data import DataLoader
 
@@ -99,11 +99,9 @@ class StopHook(Hook):
         raise Interrupted(f"{self._signals.received or 'signal to another process'}: {saved}")
 
     def _save(self, runner: Any, iterations: int) -> None:
+        """By the run's CheckpointHook, which knows where and how many are kept; nothing where there is none."""
         name = f"iter_{iterations}.pth"
-        path = Path(runner.work_dir, name)
-        if Path(runner.message_hub.get_info("last_ckpt", "")).name == name and path.exists():
-            return  # by CheckpointHook
-        runner.message_hub.update_info("last_ckpt", str(path))
-        runner.save_checkpoint(runner.work_dir, name, meta={"epoch": runner.epoch, "iter": iterations}, by_epoch=False)
-        if self._world.primary:
-            Path(runner.work_dir, "last_checkpoint").write_text(str(path))
+        last = Path(runner.message_hub.get_info("last_ckpt", ""))
+        hook = next((each for each in runner.hooks if isinstance(each, CheckpointHook) and not each.by_epoch), None)
+        if hook and not (last.name == name and last.exists()):
+            hook._save_checkpoint_with_step(runner, iterations, meta={"epoch": runner.epoch, "iter": iterations})

@@ -51,6 +51,8 @@ def train(
         Interrupted: SIGINT, SIGTERM or SIGUSR1 came.
     """
     cfg = _prepare(config, work_dir, options, ("train_dataloader", "val_dataloader"))
+    if cfg.get("launcher", "none") == "none":
+        _check_alone()
     if amp:
         if not torch.cuda.is_available():
             raise UserError("mixed precision needs a GPU")
@@ -124,8 +126,6 @@ def _prepare(
     load_strictly(cfg.get("tta_pipeline", []), num_classes)
     if "RANK" in os.environ:  # torchrun
         cfg.launcher = "pytorch"
-    elif cfg.get("launcher", "none") == "none":
-        _check_alone()
     if not torch.cuda.is_available():
         _fall_back_to_cpu(cfg)
     return cfg
@@ -137,9 +137,10 @@ def _check_alone() -> None:
     SLURM_NTASKS is of the whole job, and set in its shells too; SLURM_STEP_NUM_TASKS is of what srun started.
     """
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-        if int(os.environ.get(name, 1)) > 1:
+        count = os.environ.get(name, "")
+        if count.isdigit() and int(count) > 1:
             raise UserError(
-                f"segmentors take several processes from torchrun alone; started here were {os.environ[name]} ({name}) "
+                f"segmentors take several processes from torchrun alone; started here were {count} ({name}) "
                 "without it: start one on each node, and in it torchrun --nproc_per_node=GPUS"
             )
 
