@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 from support.colours import picture
 
 from vrwkv.runtime.errors import UserError
@@ -74,6 +74,16 @@ def test_damaged_exif_data(tmp_path):
     picture((1, 2, 3), seed=0).save(tmp_path / "x.jpg", exif=exif.tobytes().replace(fraction, raw))
     with pytest.raises(UserError, match=r"cannot read image .*x\.jpg: "):
         open_image(tmp_path / "x.jpg")
+
+
+def test_memory_that_is_full_is_no_fault_of_the_picture(tmp_path, monkeypatch):
+    def load(image):
+        raise MemoryError
+
+    picture((1, 2, 3), seed=0).save(tmp_path / "x.png")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    with pytest.raises(MemoryError):
+        open_image(tmp_path / "x.png")
 
 
 def test_picture_that_would_fill_the_memory(tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ def open_image(image: Picture, mode: str = "RGB", limit: bool = True) -> Image.I
             return _to_8_bits(opened, mode)
     except FileNotFoundError as error:
         raise UserError(f"image {image} does not exist") from error
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # Pillow raises whatever damaged data lead to, such as struct.error
         raise UserError(f"cannot read image {image}: {first_line(error)}") from error

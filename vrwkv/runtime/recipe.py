@@ -66,7 +66,7 @@ class RunConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     save: SaveConfig = SaveConfig()
     watch: WatchConfig = WatchConfig()
-    seed: Annotated[int, Field(ge=0, le=2**31), MAY_CHANGE] = 0
+    seed: Annotated[int, Field(ge=0, le=2**31)] = 0
     device: Annotated[str, MAY_CHANGE] = "auto"  # cuda where there is one, else cpu
     amp: Amp = "none"
     fsdp: Annotated[bool, MAY_CHANGE] = False

@@ -43,7 +43,7 @@ class Scalars:
     @staticmethod
     def _name_at_wandb(file: Path, new: bool) -> str:
         """What no other run of the project is called, kept in a file for resumptions."""
-        if new or not file.is_file():
+        if new or not (file.is_file() and file.read_text()):
             file.write_text(uuid.uuid4().hex)
         return file.read_text()
 
