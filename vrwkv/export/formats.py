@@ -107,7 +107,8 @@ def to_safetensors(model: Any, path: str | Path) -> None:
         except SafetensorError as error:
             raise UserError(f"cannot write {path}: {first_line(error)}") from error
         try:
-            again = load_classifier(temporary, device="cpu").model
+            with torch.random.fork_rng(devices=[]):  # a model draws its first weights
+                again = load_classifier(temporary, device="cpu").model
         except UserError as error:
             raise UserError(f"{path} is not written: it could not be loaded: {error}") from error
         require_equal(compare_at([facts.input_size[1:]], subject, again), path)

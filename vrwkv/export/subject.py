@@ -4,6 +4,7 @@ import json
 from typing import Any, NamedTuple
 
 import timm
+import torch
 from torch import nn
 
 from vrwkv.runtime.errors import UserError
@@ -53,7 +54,8 @@ def _model_args(model: Any) -> dict[str, Any]:
     if hasattr(model, "_model_args"):
         args = dict(model._model_args, num_classes=model.num_classes)  # a new head is not noted there
     else:  # an older timm, or a model that it did not make: what shows, where its architecture has it otherwise
-        usual = _shown(timm.create_model(model.pretrained_cfg["architecture"]))
+        with torch.random.fork_rng(devices=[]):  # a model draws its first weights
+            usual = _shown(timm.create_model(model.pretrained_cfg["architecture"]))
         args = {name: value for name, value in _shown(model).items() if value != usual[name]}
     return {name: value for name, value in args.items() if _is_json(value)}
 

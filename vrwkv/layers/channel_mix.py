@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_hooks
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from vrwkv.layers.autocast import autocast_input
 from vrwkv.layers.grid import Grid
@@ -73,7 +73,7 @@ class ChannelMix(Mix):
         """Whether others may see hidden values, which must then be whole and keep what they are: hooks and wrappers."""
         inside = (self.key, self.key_norm, self.value)
         hooks = any(module._forward_hooks or module._forward_pre_hooks for module in inside)
-        return hooks or bool(_global_forward_hooks) or type(self.key) is not nn.Linear
+        return hooks or bool(_global_forward_hooks or _global_forward_pre_hooks) or type(self.key) is not nn.Linear
 
     def _in_pieces(self, x: Tensor) -> bool:
         """Whether to hold the hidden values, the largest tensor, piece by piece: for large images at inference."""
