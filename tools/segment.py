@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from vrwkv.runtime.command import add_overrides
 from vrwkv.runtime.errors import command_line
 from vrwkv.runtime.processes import AMP
 
@@ -35,9 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--amp", choices=AMP, default="none")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"
-    )
+    add_overrides(parser, "--cfg-options")
     args = parser.parse_args(argv)
     # Linux gives large tensors huge pages: at 4096 px, pages of 4 KiB take a sixth of the time or more.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

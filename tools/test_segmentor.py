@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
+from vrwkv.runtime.command import add_overrides
 from vrwkv.runtime.errors import command_line
 from vrwkv.runtime.processes import is_primary
 
@@ -20,9 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("checkpoint", metavar="CHECKPOINT")
     parser.add_argument("--tta", action="store_true", help="average over the config's flips and scales")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"
-    )
+    add_overrides(parser, "--cfg-options")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     args = parser.parse_args(argv)
     with redirect_stdout(sys.stderr):

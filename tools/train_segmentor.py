@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
+from vrwkv.runtime.command import add_overrides
 from vrwkv.runtime.errors import Interrupted, command_line
 from vrwkv.runtime.processes import is_primary
 
@@ -29,9 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="go on from a checkpoint; auto (the default) takes the latest in the work folder",
     )
     parser.add_argument("--amp", action="store_true", help="mixed precision")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"
-    )
+    add_overrides(parser, "--cfg-options")
     args = parser.parse_args(argv)
     with redirect_stdout(sys.stderr):
         # In here, so that a missing mmsegmentation takes one line to tell.

@@ -19,13 +19,18 @@ def add_classifier_arguments(parser: argparse.ArgumentParser, makers: str) -> No
     parser.add_argument("--pretrained", action="store_true", help="use the published weights of --model")
 
 
+def add_overrides(parser: argparse.ArgumentParser, flag: str) -> None:
+    """`--set` or `--cfg-options`, which may be given several times."""
+    parser.add_argument(
+        flag, nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"
+    )
+
+
 def parse_arguments(description: str | None, argv: Sequence[str] | None) -> argparse.Namespace:
     """`--config`, `--set`, `--resume` and `--overwrite`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="YAML")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"
-    )
+    add_overrides(parser, "--set")
     parser.add_argument(
         "--resume",
         nargs="?",
