@@ -50,23 +50,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: "VisionRWKVBase")
         ValueError: the position embedding must be resized, but its own grid is not known.
     """
     converted, published = _renamed(state_dict, model)
-    tokens = converted["pos_embed"].shape[1] if "pos_embed" in converted else None
-    # As many tokens need not be the same grid: the authors' grids are square.
-    if tokens is not None and (published or tokens != model.pos_embed.shape[1]):
-        side = math.isqrt(tokens)
-        if side * side != tokens:
-            raise ValueError(
-                f"a pos_embed of {tokens} tokens can only be resized to the model's grid {model.grid_size} from a "
-                "square grid: create the model with the checkpoint's img_size, load, then call set_input_size()"
-            )
-        if not published:
-            warnings.warn(
-                f"pos_embed of {tokens} tokens is resized to the model's grid {model.grid_size} as if its own was "
-                f"{(side, side)}; if it was not, create the model with the checkpoint's img_size, load, then call "
-                "set_input_size()",
-                stacklevel=2,
-            )
-        converted["pos_embed"] = resize_pos_embed(converted["pos_embed"], (side, side), model.grid_size)
+    _fit_pos_embed(converted, published, model)
     return converted
 
 
@@ -74,15 +58,39 @@ def pretrained_filter_fn(state_dict: Mapping[str, Any], model: "VisionRWKVBase")
     """`checkpoint_filter_fn` for ``pretrained=True``: timm knows the image size, and other patches are resampled."""
     converted, published = _renamed(state_dict, model)
     patches, pos_embed = converted.get("patch_embed.proj.weight"), converted.get("pos_embed")
+    grid = None
     if not published and pos_embed is not None and get_pretrained_grid_size is not None:
         grid = get_pretrained_grid_size(model, patches, pos_embed.shape[1])
-        if grid is not None:
-            state_dict = converted | {"pos_embed": resize_pos_embed(pos_embed, grid, model.grid_size)}
-    converted = checkpoint_filter_fn(state_dict, model)
+    if grid is None:
+        _fit_pos_embed(converted, published, model)
+    else:
+        converted["pos_embed"] = resize_pos_embed(converted["pos_embed"], grid, model.grid_size)
     patch_size = model.patch_embed.patch_size
     if patches is not None and patches.shape[-2:] != patch_size:
         converted["patch_embed.proj.weight"] = resample_patch_embed(patches, list(patch_size))
     return converted
+
+
+def _fit_pos_embed(converted: dict[str, Tensor], published: bool, model: "VisionRWKVBase") -> None:
+    """Resize a position embedding of which nothing but the number of tokens is known, where that is needed."""
+    tokens = converted["pos_embed"].shape[1] if "pos_embed" in converted else None
+    # As many tokens need not be the same grid: the authors' grids are square.
+    if tokens is None or not (published or tokens != model.pos_embed.shape[1]):
+        return
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise ValueError(
+            f"a pos_embed of {tokens} tokens can only be resized to the model's grid {model.grid_size} from a "
+            "square grid: create the model with the checkpoint's img_size, load, then call set_input_size()"
+        )
+    if not published:
+        warnings.warn(
+            f"pos_embed of {tokens} tokens is resized to the model's grid {model.grid_size} as if its own was "
+            f"{(side, side)}; if it was not, create the model with the checkpoint's img_size, load, then call "
+            "set_input_size()",
+            stacklevel=3,
+        )
+    converted["pos_embed"] = resize_pos_embed(converted["pos_embed"], (side, side), model.grid_size)
 
 
 def _renamed(state_dict: Mapping[str, Any], model: "VisionRWKVBase") -> tuple[dict[str, Tensor], bool]:
