@@ -126,10 +126,9 @@ class Reporter:
                 draw_confusion(path, best[:, 0], self.classes, self.class_names)
         if not self.real:
             return {}
-        for answers in torch.from_numpy(best).split(1000):
-            answers = self.real_classes[answers]
+        width = int(self.real_classes.max()) + 1
+        for answers in self.real_classes[torch.from_numpy(best)].split(1000):
             ranks = torch.arange(answers.shape[1], 0, -1.0).expand(answers.shape)
-            width = int(self.real_classes.max()) + 1
             self.real.add_result(torch.zeros(len(answers), width).scatter_(1, answers, ranks))
         return {f"real_top{k}": accuracy for k, accuracy in self.real.get_accuracy().items()}
 
